@@ -1,0 +1,1 @@
+"""Pure functions of geometry: rotations, cameras and crops, alignment, mesh topology."""

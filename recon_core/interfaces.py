@@ -1,0 +1,221 @@
+"""The interfaces a plugin implements. docs/architecture.md shows how each of the papers maps onto them.
+
+All are batched over subjects: every tensor in and out has B first. None reads files, crops, draws, saves or
+picks a device; the pipeline and the trainer do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from recon_core.structures import (
+    BodyOutput,
+    BodyParameters,
+    Camera,
+    Detection,
+    Features,
+    FitResult,
+    LossValue,
+    Mesh,
+    Observation,
+    Prediction,
+)
+
+if TYPE_CHECKING:
+    from recon_core.assets import Assets
+
+InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan"]
+OutputKind = Literal["body", "mesh", "image"]
+
+
+class Settings(BaseModel):
+    """Base of every Config: unknown names are an error, so that a typo never passes silently."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Encoder(nn.Module, ABC):
+    """Observations to features: image CNN, keypoint network, part maps."""
+
+    inputs: ClassVar[frozenset[InputKind]]
+
+    @abstractmethod
+    def forward(self, observation: Observation) -> Features:
+        """Features of B subjects; which of global and spatial are filled is documented by the encoder."""
+
+
+class BodyModel(nn.Module, ABC):
+    """A skinned body in SMPL format: 24 joints, T-pose rest in a y-up frame, metres, linear in its betas."""
+
+    name: str
+    faces: Int[Tensor, "F 3"]
+    parents: tuple[int, ...]
+    shape_count: int
+    uv: Float[Tensor, "T 2"]
+    uv_faces: Int[Tensor, "F 3"]
+
+    @abstractmethod
+    def forward(self, body: BodyParameters) -> BodyOutput:
+        """Pose and skin: vertices (B, V, 3) and joints (B, 24, 3) in the frame of `body`."""
+
+    @abstractmethod
+    def keypoints(self, body: BodyParameters, skeleton: str) -> Float[Tensor, "B J 3"]:
+        """Joints of a named skeleton without skinning the mesh: equal to `regress(forward(body).vertices)`."""
+
+    @abstractmethod
+    def regress(self, vertices: Float[Tensor, "B V 3"], skeleton: str) -> Float[Tensor, "B J 3"]:
+        """Joints of a named skeleton from posed vertices. Raises UsageError when there is no such regressor."""
+
+
+class Renderer(ABC):
+    """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for the result types.
+
+    A renderer implements `rasterize` and the two coverages; everything above them (attributes, texture, light)
+    is shared code over barycentrics and so agrees between renderers.
+    """
+
+    name: ClassVar[str]
+
+
+class Prior(nn.Module, ABC):
+    """A density over body parameters (or another vector of numbers), possibly given a context."""
+
+    dims: int
+
+    @abstractmethod
+    def log_prob(
+        self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, " B"]:
+        """Natural log density, up to a constant where the prior documents that it is not normalised."""
+
+    @abstractmethod
+    def sample(
+        self,
+        count: int,
+        context: Float[Tensor, "B C"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """`count` draws for each context row (B = 1 without context)."""
+
+    @abstractmethod
+    def mode(self, context: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "B D"]:
+        """The most probable value for each context row (B = 1 without context)."""
+
+
+class Loss(nn.Module, ABC):
+    """(prediction, target) to per-sample values. A missing target carries weight 0; it is never a branch."""
+
+    @abstractmethod
+    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+        """Named tensors in; `keys` of a loss are documented by it."""
+
+
+class Fitter(ABC):
+    """(observation, initial, priors, losses) to the parameters that explain the observation."""
+
+    Config: ClassVar[type[Settings]] = Settings
+
+    @abstractmethod
+    def fit(
+        self,
+        observation: Observation,
+        initial: BodyParameters,
+        body_model: BodyModel,
+        priors: Mapping[str, Prior] | None = None,
+        context: Float[Tensor, "B C"] | None = None,
+    ) -> FitResult:
+        """Explain the evidence in `observation` from `initial`.
+
+        Raises EvidenceError when the evidence cannot constrain a body. A fit that diverges returns its initial
+        parameters and says so in the report.
+        """
+
+
+class Detector(ABC):
+    """Finds the subjects in one picture."""
+
+    Config: ClassVar[type[Settings]] = Settings
+    gives: ClassVar[frozenset[str]]
+    """Which of box, keypoints, mask it fills."""
+
+    @abstractmethod
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """image: (H, W, 3) uint8 RGB, upright. Best first; an empty list when there is nobody."""
+
+
+class Dataset(ABC):
+    """Annotated subjects, each a mapping of named arrays (docs/training.md lists the names)."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Method(nn.Module, ABC):
+    """A recipe over the interfaces above: what a paper is, to recon.
+
+    inputs: what of an Observation it reads; the pipeline provides just that. outputs: what of a Prediction it
+    fills. crop_size: side in pixels of the square crop it wants, crop_margin the crop's side over the box's
+    longer side. body: name of the body model it needs, None for none.
+    """
+
+    Config: ClassVar[type[Settings]] = Settings
+    inputs: ClassVar[frozenset[InputKind]]
+    outputs: ClassVar[frozenset[OutputKind]]
+    crop_size: int = 224
+    crop_margin: float = 1.2
+
+    def __init__(self, config: Settings, body_model: BodyModel | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.body_model = body_model
+
+    @classmethod
+    def from_assets(cls, config: Settings, assets: Assets, body_model: BodyModel | None = None) -> Method:
+        """Build with trained weights. The default needs none."""
+        return cls(config, body_model)
+
+    @abstractmethod
+    def predict(self, observation: Observation) -> Prediction:
+        """Reconstruct B subjects. B may be 0; row i must not depend on the other rows."""
+
+    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue:
+        """Losses of a batch of training data. Methods that learn override it."""
+        from recon_core.errors import UsageError
+
+        raise UsageError(f"{type(self).__name__} is not trainable: it defines no training_step")
+
+    def prior(self) -> Prior | None:
+        """The conditional prior over its output that this method brings for fitting, if it has one."""
+        return None
+
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+
+__all__ = [
+    "BodyModel",
+    "Camera",
+    "Dataset",
+    "Detector",
+    "Encoder",
+    "Fitter",
+    "Loss",
+    "Mesh",
+    "Method",
+    "Prior",
+    "Renderer",
+    "Sequence",
+    "Settings",
+]
