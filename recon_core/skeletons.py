@@ -43,7 +43,9 @@ class Skeleton:
         partner = []
         for name in self.joints:
             side, _, rest = name.partition("_")
-            partner.append(self.joints.index(f"{swap[side]}_{rest}") if side in swap else self.joints.index(name))
+            partner.append(
+                self.joints.index(f"{swap[side]}_{rest}") if side in swap else self.joints.index(name)
+            )
         return tuple(partner)
 
 
@@ -58,7 +60,32 @@ _LIMBS = (
     "left_hip-left_knee left_knee-left_ankle right_hip-right_knee right_knee-right_ankle "
 )
 
-SMPL_PARENTS: tuple[int, ...] = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
+SMPL_PARENTS: tuple[int, ...] = (
+    -1,
+    0,
+    0,
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    9,
+    9,
+    12,
+    13,
+    14,
+    16,
+    17,
+    18,
+    19,
+    20,
+    21,
+)
 """Parent of each smpl24 joint; -1 for the root."""
 
 SMPL24 = _skeleton(
@@ -66,7 +93,8 @@ SMPL24 = _skeleton(
     "pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 left_foot "
     "right_foot neck left_collar right_collar head left_shoulder right_shoulder left_elbow right_elbow "
     "left_wrist right_wrist left_hand right_hand",
-    _LIMBS + "pelvis-left_hip pelvis-right_hip pelvis-spine1 spine1-spine2 spine2-spine3 spine3-neck neck-head "
+    _LIMBS
+    + "pelvis-left_hip pelvis-right_hip pelvis-spine1 spine1-spine2 spine2-spine3 spine3-neck neck-head "
     "spine3-left_collar spine3-right_collar left_collar-left_shoulder right_collar-right_shoulder "
     "left_wrist-left_hand right_wrist-right_hand left_ankle-left_foot right_ankle-right_foot",
 )
@@ -74,7 +102,8 @@ COCO17 = _skeleton(
     "coco17",
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
-    _LIMBS + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_shoulder-right_shoulder "
+    _LIMBS
+    + "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_shoulder-right_shoulder "
     "left_hip-right_hip left_shoulder-left_hip right_shoulder-right_hip",
 )
 OPENPOSE25 = _skeleton(
@@ -82,7 +111,8 @@ OPENPOSE25 = _skeleton(
     "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist mid_hip right_hip "
     "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear left_big_toe "
     "left_small_toe left_heel right_big_toe right_small_toe right_heel",
-    _LIMBS + "nose-neck neck-mid_hip neck-left_shoulder neck-right_shoulder mid_hip-left_hip mid_hip-right_hip "
+    _LIMBS
+    + "nose-neck neck-mid_hip neck-left_shoulder neck-right_shoulder mid_hip-left_hip mid_hip-right_hip "
     "nose-left_eye nose-right_eye left_eye-left_ear right_eye-right_ear left_ankle-left_heel "
     "left_ankle-left_big_toe right_ankle-right_heel right_ankle-right_big_toe",
 )

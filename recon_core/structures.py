@@ -30,7 +30,9 @@ class Batched:
             if isinstance(value, Tensor | Batched):
                 changed[f.name] = function(value)
             elif isinstance(value, dict):
-                changed[f.name] = {k: function(v) if isinstance(v, Tensor | Batched) else v for k, v in value.items()}
+                changed[f.name] = {
+                    k: function(v) if isinstance(v, Tensor | Batched) else v for k, v in value.items()
+                }
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, target: torch.device | torch.dtype | str) -> Self:
@@ -78,7 +80,9 @@ class Camera(Batched):
         batch: int = 1,
     ) -> Camera:
         """A camera at the origin looking along +z. focal in pixels; center defaults to the picture's middle."""
-        f = torch.as_tensor(focal, dtype=torch.get_default_dtype() if isinstance(focal, float | int) else None)
+        f = torch.as_tensor(
+            focal, dtype=torch.get_default_dtype() if isinstance(focal, float | int) else None
+        )
         f = f.reshape(-1).expand(batch) if f.numel() == 1 else f
         K = f.new_zeros(len(f), 3, 3)
         K[:, 0, 0] = K[:, 1, 1] = f
@@ -88,7 +92,11 @@ class Camera(Batched):
 
     @classmethod
     def weak_perspective(
-        cls, scale: Float[Tensor, " B"], shift: Float[Tensor, "B 2"], size: tuple[int, int], side: float | None = None
+        cls,
+        scale: Float[Tensor, " B"],
+        shift: Float[Tensor, "B 2"],
+        size: tuple[int, int],
+        side: float | None = None,
     ) -> Camera:
         """Orthographic camera of HMR's (s, tx, ty): pixel = (s * (xy + t) + 1) * side / 2 (thesis 2.3.3).
 
@@ -266,7 +274,9 @@ class Samples(Batched):
 
     def flat(self) -> BodyParameters:
         """All draws as one batch of B*N bodies, subject by subject."""
-        return BodyParameters(self.pose.flatten(0, 1), self.betas.flatten(0, 1), self.translation.flatten(0, 1))
+        return BodyParameters(
+            self.pose.flatten(0, 1), self.betas.flatten(0, 1), self.translation.flatten(0, 1)
+        )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ def matrix_to_axis_angle(R: Float[Tensor, "... 3 3"]) -> Float[Tensor, "... 3"]:
     return q[..., 1:] * factor
 
 
-def rotation_6d_to_matrix(x: Float[Tensor, "... 6"], layout: SixDLayout = "columns") -> Float[Tensor, "... 3 3"]:
+def rotation_6d_to_matrix(
+    x: Float[Tensor, "... 6"], layout: SixDLayout = "columns"
+) -> Float[Tensor, "... 3 3"]:
     """Gram-Schmidt of two columns (Zhou et al., CVPR 2019, section 4.2); the third is their cross product.
 
     layout "columns": the six numbers are the first column, then the second (ProHMR). "rows": a row-major
@@ -105,7 +107,9 @@ def rotation_6d_to_matrix(x: Float[Tensor, "... 6"], layout: SixDLayout = "colum
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
 
 
-def matrix_to_rotation_6d(R: Float[Tensor, "... 3 3"], layout: SixDLayout = "columns") -> Float[Tensor, "... 6"]:
+def matrix_to_rotation_6d(
+    R: Float[Tensor, "... 3 3"], layout: SixDLayout = "columns"
+) -> Float[Tensor, "... 6"]:
     """The first two columns of R, in one of the layouts of `rotation_6d_to_matrix`."""
     two = R[..., :2]
     return (two.transpose(-1, -2) if layout == "columns" else two).flatten(-2)
@@ -119,6 +123,6 @@ def project_to_rotation(M: Float[Tensor, "... 3 3"]) -> Float[Tensor, "... 3 3"]
     return (U * diagonal[..., None, :]) @ Vh
 
 
-def geodesic_distance(A: Float[Tensor, "... 3 3"], B: Float[Tensor, "... 3 3"]) -> Float[Tensor, "..."]:
+def geodesic_distance(A: Float[Tensor, "... 3 3"], B: Float[Tensor, "... 3 3"]) -> Float[Tensor, ...]:
     """Angle in radians, [0, pi], of the rotation between A and B."""
     return matrix_to_axis_angle(A.transpose(-1, -2) @ B).norm(dim=-1)
