@@ -229,7 +229,9 @@ class Observation(Batched):
     image: (B, 3, h, w) crop of the subject, [0, 1]. to_crop: (B, 2, 3) affine map from full-image pixels to
     pixels of `image` and `mask`. mask: (B, 1, h, w) in [0, 1]. keypoints, keypoints3d: full-image pixels,
     metres. mesh: a mesh of the body's connectivity to explain. scan, scan_normals: (B, N, 3) surface points,
-    metres. view: (B,) index of the subject shown: rows with the same number are views of one subject.
+    metres. subject: (B,) index of the subject shown: rows with the same number are views of one subject.
+    guide: a second observation of B rows that tells what the output should take from elsewhere (the pose to
+    repose to, the picture whose clothing to wear).
     """
 
     camera: Camera
@@ -243,6 +245,7 @@ class Observation(Batched):
     scan: Float[Tensor, "B N 3"] | None = None
     scan_normals: Float[Tensor, "B N 3"] | None = None
     subject: Int[Tensor, " B"] | None = None
+    guide: Observation | None = None
 
     def __len__(self) -> int:
         return len(self.camera)
