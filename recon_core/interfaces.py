@@ -86,9 +86,15 @@ class Renderer(ABC):
 
 
 class Prior(nn.Module, ABC):
-    """A density over body parameters (or another vector of numbers), possibly given a context."""
+    """A density over body parameters (or another vector of numbers), possibly given a context.
+
+    over: what the D = `dims` numbers are, so that a fitter knows what to hand over. "body-pose": the 69 axis-angle
+    numbers of pose rows 1 to 23, radians. "betas". "body": body-pose, then betas. "pose-6d": the 144 numbers of
+    all 24 rotations, columns layout. "latent": coordinates of the prior's own, which only it can decode.
+    """
 
     dims: int
+    over: ClassVar[Literal["body-pose", "betas", "body", "pose-6d", "latent"]]
 
     @abstractmethod
     def log_prob(
@@ -108,6 +114,17 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def mode(self, context: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "B D"]:
         """The most probable value for each context row (B = 1 without context)."""
+
+    def quadratic(
+        self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"], Float[Tensor, "B D D"]]:
+        """Energy, its gradient, and a positive semi-definite curvature at `values`, for second-order fitters.
+
+        The energy is -log_prob up to a constant, or what the prior documents in its place.
+        """
+        from recon_core.errors import UsageError
+
+        raise UsageError(f"prior {type(self).__name__} gives no curvature: use it with --fitter adam")
 
 
 class Loss(nn.Module, ABC):
