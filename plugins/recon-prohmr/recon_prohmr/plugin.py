@@ -1,0 +1,11 @@
+"""What recon-prohmr registers."""
+
+from __future__ import annotations
+
+from recon_core.hookspecs import hookimpl
+from recon_core.plugins import Registrar
+
+
+@hookimpl
+def recon_register(register: Registrar) -> None:
+    register.method("prohmr", "recon_prohmr.method:ProHMR", summary="the distribution of bodies, by a conditional flow")

