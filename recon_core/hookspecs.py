@@ -20,7 +20,7 @@ hookimpl = pluggy.HookimplMarker("recon")
 
 @hookspec
 def recon_register(register: Registrar) -> None:
-    """Name the parts this plugin brings: `register.method("name", "package.module:Attribute", summary="...")`."""
+    """Name the parts this plugin brings: `register.method("name", "package.module:Class", summary="...")`."""
 
 
 @hookspec
@@ -40,7 +40,7 @@ def recon_export(reconstruction: Any, folder: Path) -> None:
 
 @hookspec
 def recon_command(cli: click.Group) -> None:
-    """Add verbs: `cli.add_command(...)`. Called only when `recon` is asked for a verb it does not know, or for help."""
+    """Add verbs: `cli.add_command(...)`. Called for `recon --help`, and for a verb that is not recon's own."""
 
 
 @hookspec
