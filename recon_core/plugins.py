@@ -244,7 +244,7 @@ class Registry:
         return self.load(kind, name)(**arguments)
 
     def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a hook of all plugins. One that raises is named by a PluginError; a ReconError passes as it is."""
+        """Call a hook of all plugins. PluginError names the one that raises; a ReconError passes unchanged."""
         caller = getattr(self._manager.hook, hook)
         try:
             return caller(**arguments)
@@ -253,9 +253,7 @@ class Registry:
         except Exception as error:
             modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
             guilty = [i.plugin_name for i in caller.get_hookimpls() if i.function.__module__ in modules]
-            raise PluginError(
-                f"plugin {', '.join(guilty) or '?'}: {hook} failed: {_one_line(error)}"
-            ) from error
+            raise PluginError(f"plugin {', '.join(guilty)}: {hook} failed: {_one_line(error)}") from error
 
     def _unknown(self, kind: str, name: str) -> ReconError:
         broken = [p.package for p in self.plugins if p.error]
