@@ -64,7 +64,7 @@ class Asset:
     """One file that a part needs.
 
     file: its name in the assets folder. size in bytes; sha256 and size may be missing only for `user` files.
-    source: `kind` is one of SOURCES. licence: SPDX name or a short text. data: what a weight file was trained on.
+    source: `kind` is one of SOURCES. licence: SPDX name or a short text. data: what weights were trained on.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -40,7 +40,7 @@ def recon_export(reconstruction: Any, folder: Path) -> None:
 
 @hookspec
 def recon_command(cli: click.Group) -> None:
-    """Add verbs: `cli.add_command(...)`. Called for `recon --help`, and for a verb that is not recon's own."""
+    """Add verbs: `cli.add_command(...)`. Called for `recon --help`, and for a verb recon itself lacks."""
 
 
 @hookspec

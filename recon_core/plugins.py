@@ -74,8 +74,10 @@ class Plugin:
 class Registrar:
     """What `recon_register` receives: one method a kind, all of the same signature."""
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, taken: Iterable[tuple[str, str]] = ()) -> None:
+        """taken: (kind, name) pairs that other entry points of the same package registered."""
         self._package = package
+        self._taken = set(taken)
         self.entries: list[Entry] = []
 
     def _add(self, kind: str, name: str, target: str, summary: str, facts: Mapping[str, Any]) -> None:
@@ -87,8 +89,9 @@ class Registrar:
             )
         if not isinstance(summary, str):
             raise PluginError(f"{kind} '{name}': summary {summary!r} is not text")
-        if any((entry.kind, entry.name) == (kind, name) for entry in self.entries):
-            raise PluginError(f"{kind} '{name}' is registered twice by the same plugin")
+        if (kind, name) in self._taken:
+            raise PluginError(f"{kind} '{name}' is registered twice by {self._package}")
+        self._taken.add((kind, name))
         self.entries.append(Entry(kind, name, target, self._package, summary, MappingProxyType(dict(facts))))
 
     def method(self, name: str, target: str, summary: str = "", **facts: Any) -> None:
@@ -176,7 +179,10 @@ class Registry:
         for caller in callers:
             if not caller.has_spec():
                 raise PluginError(f"implements an unknown hook '{caller.name}'{nearest(caller.name, known)}")
-        register = Registrar(package)
+        taken = {
+            pair for pair, entries in self._entries.items() if any(e.package == package for e in entries)
+        }
+        register = Registrar(package, taken)
         others = [p for _, p in self._manager.list_name_plugin() if p is not None and p is not plugin]
         self._manager.subset_hook_caller("recon_register", remove_plugins=others)(register=register)
         return register.entries
@@ -198,13 +204,21 @@ class Registry:
     def candidates(self, kind: str, name: str) -> tuple[Entry, ...]:
         """Every registration of that name, the winner first when there is one."""
         found = self._entries.get((_kind(kind), name), [])
-        winner = self._chosen.get(name) or self._owners.get((kind, name))
+        winner = self.winner(kind, name)
         return tuple(sorted(found, key=lambda e: (e.package != winner, e.package)))
+
+    def winner(self, kind: str, name: str) -> str | None:
+        """The package that provides `name`: the only one, or else the user's choice, or else the catalogue's."""
+        packages = [entry.package for entry in self._entries.get((_kind(kind), name), [])]
+        if len(packages) == 1:
+            return packages[0]
+        choices = (self._chosen.get(name), self._owners.get((kind, name)))
+        return next((package for package in choices if package in packages), None)
 
     def conflict(self, kind: str, name: str) -> str | None:
         """Why `name` cannot be used: several plugins register it and nothing says which one wins."""
         found = self.candidates(kind, name)
-        if len(found) < 2 or found[0].package in (self._chosen.get(name), self._owners.get((kind, name))):
+        if not found or self.winner(kind, name):
             return None
         packages = " and ".join(entry.package for entry in found)
         return f"{kind} '{name}' is registered by {packages}: choose with --plugin {name}={found[0].package}"
@@ -244,7 +258,7 @@ class Registry:
         return self.load(kind, name)(**arguments)
 
     def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a hook of all plugins. PluginError names the one that raises; a ReconError passes unchanged."""
+        """Call a hook of all plugins. A PluginError names the one that raises; ReconErrors pass."""
         caller = getattr(self._manager.hook, hook)
         try:
             return caller(**arguments)
@@ -287,9 +301,7 @@ def _resolve(entry: Entry) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for attribute in path.split("."):
             found = getattr(found, attribute)
-    except ReconError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{where} cannot be imported: {_one_line(error)}") from error
     if not callable(found):
         raise PluginError(f"{where} is neither a class nor a function")
