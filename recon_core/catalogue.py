@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from recon_core.errors import AssetError, ReconError, unknown
+from recon_core.errors import ReconError
 
 PERMISSIVE = frozenset({"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0"})
 """Licences that allow commercial use and changes on no more than attribution."""
@@ -44,70 +43,49 @@ class Figure(Record):
     source: str
 
 
-SOURCES = {
-    "wheel": ("requirement", "member"),
-    "url": ("url",),
-    "package": ("package", "member"),
-    "user": ("how",),
-}
-"""How a file is had, each with the entries its table must have:
+class InPackage(Record):
+    """The file ships inside an installed import package: `path` relative to its folder."""
 
-wheel    a member of a distribution that pip downloads and nobody installs
-url      a plain file behind https
-package  a file inside an installed package (weights that a plugin ships)
-user     a file only the user can get, a licence has to be accepted: `how` says where
-"""
+    via: Literal["package"]
+    package: str
+    path: str
 
 
-@dataclass(frozen=True)
-class Asset:
-    """One file that a part needs.
+class FromPip(Record):
+    """The file is a member of a distribution that pip can download: a wheel or an sdist."""
 
-    file: its name in the assets folder. size in bytes; sha256 and size may be missing only for `user` files.
-    source: `kind` is one of SOURCES. licence: SPDX name or a short text. data: what weights were trained on.
-    """
+    via: Literal["pip"]
+    requirement: str
+    member: str
+    python_version: str = ""
+    platform: str = ""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: str
-    file: str
+class ByUser(Record):
+    """The file cannot be fetched for the user (gated, or of unknown name): where its owner gives it out."""
+
+    via: Literal["user"]
+    page: str
+    filename: str
+
+
+class Asset(Record):
+    """One file. sha256 is empty only for files that users bring. data: what a weight file was trained on."""
+
+    kind: Literal["weights", "body", "detector", "other"]
+    summary: str
     licence: str
-    source: Mapping[str, Any]
-    sha256: str | None = None
-    size: int | None = None
-    summary: str = ""
+    source: Annotated[InPackage | FromPip | ByUser, Field(discriminator="via")]
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    size: int = 0
+    gated: bool = False
     data: str = ""
 
-    def __post_init__(self) -> None:
-        where = f"registry.toml [assets.{self.name}]"
-        if Path(self.file).name != self.file or not self.file:
-            raise AssetError(f"{where}: file '{self.file}' is not a plain file name")
-        if self.kind not in SOURCES:
-            raise AssetError(f"{where}: {unknown('kind of source', self.kind, SOURCES)}")
-        missing = [key for key in SOURCES[self.kind] if not self.source.get(key)]
-        if self.kind != "user":
-            missing += [key for key in ("sha256", "size") if not getattr(self, key)]
-        if missing:
-            raise AssetError(f"{where}: {', '.join(missing)} missing for a source of kind {self.kind}")
-
-    @property
-    def kind(self) -> str:
-        """How it is had: one of SOURCES."""
-        return self.source.get("kind", "")
-
-    @property
-    def gated(self) -> bool:
-        """Only the user can get it."""
-        return self.kind == "user"
-
-    @property
-    def how_to_get(self) -> str:
-        """What a user types, in one line."""
-        if self.kind == "user":
-            return f"{self.source['how']}, then `recon assets add FILE`"
-        if self.kind == "package":
-            return f"pip install {self.source['package'].partition('.')[0].replace('_', '-')}"
-        return f"recon assets fetch {self.name}"
+    @model_validator(mode="after")
+    def _verifiable(self) -> Asset:
+        if not self.sha256 and self.source.via != "user":
+            raise ValueError("an asset that recon finds or fetches needs its sha256")
+        return self
 
 
 class Part(Record):
@@ -154,12 +132,6 @@ class Catalogue(Record):
     bodies: dict[str, BodyRecord] = {}
     detectors: dict[str, DetectorRecord] = {}
     assets: dict[str, Asset] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_assets(cls, tables: dict[str, Any]) -> dict[str, Any]:
-        assets = tables.get("assets", {})
-        return {**tables, "assets": {name: {"name": name, **table} for name, table in assets.items()}}
 
     @model_validator(mode="after")
     def _assets_exist(self) -> Catalogue:

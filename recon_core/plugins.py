@@ -208,7 +208,7 @@ class Registry:
         return tuple(sorted(found, key=lambda e: (e.package != winner, e.package)))
 
     def winner(self, kind: str, name: str) -> str | None:
-        """The package that provides `name`: the only one, or else the user's choice, or else the catalogue's."""
+        """The package that provides `name`: the only one, else the user's choice, else the catalogue's."""
         packages = [entry.package for entry in self._entries.get((_kind(kind), name), [])]
         if len(packages) == 1:
             return packages[0]
