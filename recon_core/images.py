@@ -1,7 +1,7 @@
 """Reading photos: every common file becomes upright 8-bit RGB, or one clear line about why it cannot.
 
-Files are untrusted. Only decoders that run inside this process are allowed (Pillow's EPS reader, for one, starts
-Ghostscript), and the size in a file's header is checked before anything is decoded.
+Files are untrusted. Only decoders that run inside this process are allowed (Pillow's EPS reader, for one,
+starts Ghostscript), and the size in a file's header is checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from recon_core.errors import InputError
 MAX_PIXELS = 100_000_000
 """Largest picture read, in pixels: four times the 24 megapixels of a large camera, 300 MB decoded."""
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split())
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+)
 """Endings that a folder is searched for, in any case. A file named by itself may end in anything."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -36,8 +39,8 @@ _MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF FocalPlaneResolution
 class Photo:
     """A photo as read: upright 8-bit RGB.
 
-    pixels: (H, W, 3) uint8. path: the file. focal_px: focal length in pixels of this picture if its EXIF tells,
-    else None. size: (width, height) in pixels.
+    pixels: (H, W, 3) uint8. path: the file. focal_px: focal length in pixels of this picture if its EXIF
+    tells, else None. size: (width, height) in pixels.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
@@ -49,8 +52,9 @@ class Photo:
 def load_image(path: str | Path) -> Photo:
     """Read a photo of any common kind.
 
-    The EXIF orientation is applied. 16-bit grey is scaled by 1/257, floating point by 255 when nothing exceeds 1.
-    Transparent pictures are laid on white. Of an animation the first frame is taken.
+    The EXIF orientation is applied. 16-bit grey is scaled by 1/257; floating point and 32-bit values are
+    taken as 0 to 1, 0 to 255 or 0 to 65535, the first that holds them. Transparent pictures are laid on
+    white. Of an animation the first frame is taken.
 
     Raises InputError for a file that is missing, a folder, empty, damaged, no picture, or over MAX_PIXELS.
     """
@@ -70,9 +74,15 @@ def load_image(path: str | Path) -> Photo:
         except UnidentifiedImageError:
             raise InputError(f"{path}: {_not_an_image(path)}") from None
         except Image.DecompressionBombError:
-            raise InputError(f"{path}: over {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller picture") from None
-        except Exception as error:  # decoders raise nearly anything (struct, zlib, Syntax, ...) on damaged files
-            raise InputError(f"{path}: damaged or truncated picture ({_one_line(error)}); save it again") from error
+            raise InputError(
+                f"{path}: over {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller picture"
+            ) from None
+        except (
+            Exception
+        ) as error:  # decoders raise nearly anything (struct, zlib, Syntax, ...) on damaged files
+            raise InputError(
+                f"{path}: damaged or truncated picture ({_one_line(error)}); save it again"
+            ) from error
     height, width = pixels.shape[:2]
     return Photo(pixels, path, _focal_px(tags, width, height), (width, height))
 
@@ -83,11 +93,11 @@ def find_images(
     """The picture files meant by files, folders and glob patterns, each once, in the order given.
 
     Of a folder: the files directly inside with a name ending in SUFFIXES, sorted; hidden ones are left out.
-    A pattern may hold `*`, `?`, `[...]` and `**`, and matches files with such an ending. A file named by itself is returned as it is:
-    `load_image` says what is wrong with it.
+    A pattern may hold `*`, `?`, `[...]` and `**`, and matches files with such an ending. A file named by
+    itself is returned as it is: `load_image` says what is wrong with it.
 
-    Raises InputError for a missing file, a folder without pictures and a pattern without match. With `on_error`
-    the error is passed to it instead, and the other inputs are still looked at.
+    Raises InputError for a missing file, a folder without pictures and a pattern without match. With
+    `on_error` the error is passed to it instead, and the other inputs are still looked at.
     """
     found: dict[Path, Path] = {}
     for item in [inputs] if isinstance(inputs, str | Path) else inputs:
@@ -170,13 +180,12 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     """The first frame as 8-bit RGB."""
     image.seek(0)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image).astype(np.float32)
-        if image.mode == "F":
-            values = np.nan_to_num(values)
-            values = values * (255.0 if values.max() <= 1.0 else 1.0)
+        values = np.nan_to_num(np.asarray(image).astype(np.float32))
+        if image.mode.startswith("I;"):
+            top = 65535.0
         else:
-            values /= 257.0
-        grey = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+            top = next((t for t in (1.0, 255.0) if values.max() <= t), 65535.0)
+        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -220,8 +229,8 @@ def _exif(image: Image.Image) -> dict[str, Any]:
 def _focal_px(tags: Mapping[str, Any], width: int, height: int) -> float | None:
     """Focal length in pixels from EXIF, or None.
 
-    FocalLengthIn35mmFilm is an equivalent over the diagonal (CIPA DCG-001). Failing that, FocalLength with the
-    pixel pitch of the sensor, corrected for a picture that was resized after it was taken.
+    FocalLengthIn35mmFilm is an equivalent over the diagonal (CIPA DCG-001). Failing that, FocalLength with
+    the pixel pitch of the sensor, corrected for a picture that was resized after it was taken.
     """
     diagonal = math.hypot(width, height)
     equivalent = _positive(tags.get("focal_35mm"))
