@@ -208,12 +208,22 @@ class Registry:
         return tuple(sorted(found, key=lambda e: (e.package != winner, e.package)))
 
     def winner(self, kind: str, name: str) -> str | None:
-        """The package that provides `name`: the only one, else the user's choice, else the catalogue's."""
+        """The package that provides `name`, None where several claim it and nothing says which one wins."""
+        return self._choice(kind, name)[0]
+
+    def why(self, kind: str, name: str) -> str:
+        """Why `winner` is who it is."""
+        return self._choice(kind, name)[1]
+
+    def _choice(self, kind: str, name: str) -> tuple[str | None, str]:
         packages = [entry.package for entry in self._entries.get((_kind(kind), name), [])]
         if len(packages) == 1:
-            return packages[0]
-        choices = (self._chosen.get(name), self._owners.get((kind, name)))
-        return next((package for package in choices if package in packages), None)
+            return packages[0], "the only one"
+        if (chosen := self._chosen.get(name)) in packages:
+            return chosen, f"--plugin {name}={chosen}"
+        if (owner := self._owners.get((kind, name))) in packages:
+            return owner, "registry.toml"
+        return None, "conflict"
 
     def conflict(self, kind: str, name: str) -> str | None:
         """Why `name` cannot be used: several plugins register it and nothing says which one wins."""

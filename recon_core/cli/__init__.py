@@ -1,4 +1,5 @@
-"""The `recon` command."""
+"""The `recon` command: a module a verb, with a click command called `command`, imported when asked for."""
 
+from recon_core.cli.main import main
 
-def main() -> None: ...
+__all__ = ["main"]
