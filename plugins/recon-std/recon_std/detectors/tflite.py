@@ -1,0 +1,54 @@
+"""Running a .tflite file on ai-edge-litert (XNNPACK), from any thread and after pickling."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recon_core.errors import AssetError
+
+
+class TFLiteModel:
+    """A model with one float32 input and float32 outputs, loaded on first use.
+
+    One interpreter serves all threads of a process, one call at a time; a copy sent to another process makes its own.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self.path = path
+        self.threads = threads
+        self._interpreter: Any = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "threads": self.threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
+        """One sample without batch dimension in; all outputs, in the model's order, without it."""
+        with self._lock:
+            if self._interpreter is None:
+                self._interpreter = self._load()
+            interpreter = self._interpreter
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], inputs[None])
+            interpreter.invoke()
+            return [interpreter.get_tensor(output["index"])[0] for output in interpreter.get_output_details()]
+
+    def _load(self) -> Any:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise AssetError(
+                f"{self.path}: needs ai-edge-litert ({error}); pip install ai-edge-litert"
+            ) from None
+        try:
+            interpreter = Interpreter(str(self.path), num_threads=self.threads)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise AssetError(f"{self.path}: cannot be run ({str(error).splitlines()[0]})") from None
+        return interpreter
