@@ -118,18 +118,13 @@ class MethodRecord(Part):
     measured: tuple[Figure, ...] = ()
 
 
-class BodyRecord(Part):
-    vertices: int
-    shape_count: int
-
-
 class DetectorRecord(Part):
     gives: tuple[str, ...]
 
 
 class Catalogue(Record):
     methods: dict[str, MethodRecord] = {}
-    bodies: dict[str, BodyRecord] = {}
+    bodies: dict[str, Part] = {}
     detectors: dict[str, DetectorRecord] = {}
     assets: dict[str, Asset] = {}
 
@@ -161,9 +156,7 @@ def read_catalogue(path: Path) -> Catalogue:
     try:
         return Catalogue.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ReconError(
-            f"{path}: the catalogue cannot be read ({error.strerror}): reinstall recon-core"
-        ) from error
+        raise ReconError(f"{path}: the catalogue cannot be read ({error.strerror}): reinstall recon-core") from error
     except tomllib.TOMLDecodeError as error:
         raise ReconError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

@@ -37,9 +37,7 @@ class Assignment:
         keys, equals, text = argument.partition("=")
         section, *path = keys.strip().split(".")
         if not (equals and section and path and all(path)):
-            raise UsageError(
-                f"--set {argument}: write it as section.key=value, for example prohmr.samples=25"
-            )
+            raise UsageError(f"--set {argument}: write it as section.key=value, for example prohmr.samples=25")
         return cls(section, tuple(path), text.strip())
 
     @property
@@ -120,9 +118,7 @@ class Configuration:
         known = used | {entry.name for entry in registry().entries()}
         for section in self.tables:
             if section not in known:
-                raise UsageError(
-                    f"--config {self.origin}: unknown section [{section}]{nearest(section, known)}"
-                )
+                raise UsageError(f"--config {self.origin}: unknown section [{section}]{nearest(section, known)}")
         for assignment in self.assignments:
             if assignment.section not in known:
                 raise UsageError(f"{assignment}: {unknown('section', assignment.section, known)}")
@@ -145,9 +141,7 @@ class Configuration:
         )
         name = ".".join(path)
         if first["type"] == "extra_forbidden":
-            return UsageError(
-                f"{where}: unknown setting '{name}'{nearest(path[-1], _fields(model, path[:-1]))}"
-            )
+            return UsageError(f"{where}: unknown setting '{name}'{nearest(path[-1], _fields(model, path[:-1]))}")
         message = first["msg"].removeprefix("Value error, ")
         return UsageError(f"{where}: {name}: {message[:1].lower()}{message[1:]}")
 

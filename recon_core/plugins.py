@@ -84,9 +84,7 @@ class Registrar:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise PluginError(f"{kind} name {name!r}: names are lower-case words joined by '-', '_' or '.'")
         if not isinstance(target, str) or not _TARGET.fullmatch(target):
-            raise PluginError(
-                f"{kind} '{name}': target {target!r} is not of the form 'package.module:Attribute'"
-            )
+            raise PluginError(f"{kind} '{name}': target {target!r} is not of the form 'package.module:Attribute'")
         if not isinstance(summary, str):
             raise PluginError(f"{kind} '{name}': summary {summary!r} is not text")
         if (kind, name) in self._taken:
@@ -179,9 +177,7 @@ class Registry:
         for caller in callers:
             if not caller.has_spec():
                 raise PluginError(f"implements an unknown hook '{caller.name}'{nearest(caller.name, known)}")
-        taken = {
-            pair for pair, entries in self._entries.items() if any(e.package == package for e in entries)
-        }
+        taken = {pair for pair, entries in self._entries.items() if any(e.package == package for e in entries)}
         register = Registrar(package, taken)
         others = [p for _, p in self._manager.list_name_plugin() if p is not None and p is not plugin]
         self._manager.subset_hook_caller("recon_register", remove_plugins=others)(register=register)
@@ -195,9 +191,7 @@ class Registry:
         if not packages:
             raise unknown("name", name, {n for _, n in self._entries})
         if _normal(package) not in packages:
-            raise UsageError(
-                f"--plugin {name}={package}: '{name}' is brought by {' and '.join(sorted(packages))}"
-            )
+            raise UsageError(f"--plugin {name}={package}: '{name}' is brought by {' and '.join(sorted(packages))}")
         self._chosen[name] = _normal(package)
         self._loaded = {key: value for key, value in self._loaded.items() if key[1] != name}
 
@@ -286,9 +280,7 @@ class Registry:
 
             if listed := catalogue().methods.get(name):
                 if listed.package in broken:
-                    return PluginError(
-                        f"method '{name}': its package {listed.package} is broken: see `recon plugins`"
-                    )
+                    return PluginError(f"method '{name}': its package {listed.package} is broken: see `recon plugins`")
                 return UsageError(f"method '{name}' is not installed: {listed.how_to_get}")
         error = unknown(kind, name, self.names(kind))
         hint = f" (not loaded: {', '.join(broken)}; see `recon plugins`)" if broken else ""

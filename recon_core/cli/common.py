@@ -22,9 +22,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--set", "assignments", metavar="PART.NAME=VALUE", multiple=True, help="One setting; may be repeated."
     )
     @wraps(command)
-    def with_configuration(
-        *args: Any, config_file: str | None, assignments: tuple[str, ...], **rest: Any
-    ) -> Any:
+    def with_configuration(*args: Any, config_file: str | None, assignments: tuple[str, ...], **rest: Any) -> Any:
         from recon_core.config import Configuration
 
         return command(*args, configuration=Configuration.read(config_file, assignments), **rest)

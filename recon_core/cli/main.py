@@ -34,7 +34,7 @@ VERBS = {
     "doctor": "Say what works here, what is missing, and how to get it.",
     "new": "Write a new plugin to start from.",
 }
-"""What `recon --help` says of each verb, so that it need not import them. A verb exists if its module does."""
+"""What `recon --help` says of each verb without importing it. A verb exists if its module does."""
 
 
 def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -116,9 +116,7 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="recon")
-@click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of an error."
-)
+@click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of an error.")
 def cli() -> None:
     """3D reconstructions of people and objects from photos, by published methods.
 

@@ -80,7 +80,7 @@ def _describe(
 def _distribution_licence(package: str) -> str:
     """SPDX expression in the package's own metadata, or ""."""
     try:
-        return metadata.metadata(package).json.get("license_expression", "")
+        return str(metadata.metadata(package).json.get("license_expression", ""))
     except metadata.PackageNotFoundError:
         return ""
 

@@ -42,9 +42,7 @@ def _brings(plugin: Plugin) -> str:
     names = defaultdict(list)
     for entry in plugin.entries:
         names[entry.kind].append(entry.name)
-    return (
-        "; ".join(f"{kind} {', '.join(sorted(brought))}" for kind, brought in names.items()) or "hooks only"
-    )
+    return "; ".join(f"{kind} {', '.join(sorted(brought))}" for kind, brought in names.items()) or "hooks only"
 
 
 def _plugin_row(plugin: Plugin) -> dict[str, Any]:
@@ -63,12 +61,7 @@ def _explained(known: Registry) -> list[dict[str, str | None]]:
         for name in known.names(kind):
             first, *others = known.candidates(kind, name)
             why = known.why(kind, name)
-            rows.append(
-                {"kind": kind, "name": name, "from": first.package, "target": first.target, "why": why}
-            )
+            rows.append({"kind": kind, "name": name, "from": first.package, "target": first.target, "why": why})
             lost = "not used" if known.winner(kind, name) else "conflict"
-            rows += [
-                {"kind": kind, "name": name, "from": o.package, "target": o.target, "why": lost}
-                for o in others
-            ]
+            rows += [{"kind": kind, "name": name, "from": o.package, "target": o.target, "why": lost} for o in others]
     return rows
