@@ -89,24 +89,28 @@ class Asset(Record):
 
 
 class Part(Record):
-    """package: the distribution that brings it. install: the command that installs it, or empty."""
+    """package: the distribution that brings it. install: the command that installs it, or empty.
+
+    Licences are empty where there is nothing yet to be licensed (status "planned", a method without weights).
+    """
 
     title: str
     package: str
     install: str = ""
     status: Literal["available", "planned"] = "available"
-    code_licence: str = "Apache-2.0"
+    code_licence: str = ""
     weights_licence: str = ""
     assets: tuple[str, ...] = ()
 
     @property
     def permissive(self) -> bool:
-        """Code and weights allow commercial use."""
+        """Code and weights allow commercial use. False for what is not there yet."""
         return self.code_licence in PERMISSIVE and self.weights_licence in PERMISSIVE | {""}
 
     @property
     def how_to_get(self) -> str:
-        return self.install if self.status == "available" and self.install else "not available yet"
+        """The command that installs it, or that there is none yet."""
+        return self.install or "not available yet"
 
 
 class MethodRecord(Part):
@@ -131,6 +135,8 @@ class Catalogue(Record):
     @model_validator(mode="after")
     def _assets_exist(self) -> Catalogue:
         for name, part in self.parts():
+            if part.status == "available" and not (part.install and part.code_licence):
+                raise ValueError(f"'{name}' is available, so it needs install and code_licence")
             for asset in part.assets:
                 if asset not in self.assets:
                     raise ValueError(f"'{name}' needs asset '{asset}', which the catalogue does not list")

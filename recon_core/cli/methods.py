@@ -34,8 +34,7 @@ def command(name: str | None, licence: str | None, as_json: bool) -> None:
     if as_json:
         print_json(chosen)
         return
-    header = ("method", "reads", "gives", "code", "weights", "state", "")
-    print_table([_table_row(row) for row in chosen], header)
+    print_table([_table_row(row) for row in chosen], ("method", "state", "licence", "what it does"))
 
 
 def describe_all() -> list[dict[str, Any]]:
@@ -86,13 +85,17 @@ def _distribution_licence(package: str) -> str:
 
 
 def _table_row(row: dict[str, Any]) -> tuple[str, ...]:
-    state = "conflict" if row["conflict"] else "installed" if row["installed"] else row.get("status", "")
+    state = "conflict" if row["conflict"] else "installed" if row["installed"] else row["status"]
     state = "not installed" if state == "available" else state
+    licence = row["code_licence"] or ("unknown" if row["installed"] else "-")
+    if row["weights_licence"] not in ("", licence):
+        licence += f"; weights {row['weights_licence']}"
     about = row["conflict"] or row["summary"]
-    if row["install"] and state == "not installed":
-        about = f"{about}: {row['install']}"
-    licences = (row["code_licence"] or "unknown", row["weights_licence"] or "-")
-    return (row["name"], ",".join(row["inputs"]), ",".join(row["outputs"]), *licences, state, about)
+    if row["inputs"] and row["outputs"]:
+        about += f" ({', '.join(row['inputs'])} to {', '.join(row['outputs'])})"
+    if state == "not installed":
+        about += f": {row['install']}"
+    return (row["name"], state, licence, about)
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -105,7 +108,7 @@ def _show(row: dict[str, Any]) -> None:
         ("reads", ", ".join(row["inputs"])),
         ("gives", ", ".join(row["outputs"])),
         ("bodies", ", ".join(row.get("bodies", ()))),
-        ("code", row["code_licence"] or "unknown licence"),
+        ("code", row["code_licence"] or ("licence unknown" if row["installed"] else "")),
         ("weights", row["weights_licence"]),
         ("files", ", ".join(row.get("assets", ()))),
         ("conflict", row["conflict"]),
