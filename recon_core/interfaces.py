@@ -31,6 +31,7 @@ from recon_core.structures import (
 
 if TYPE_CHECKING:
     from recon_core.assets import Assets
+    from recon_core.rendering import Fragments, Picture, Scene
 
 InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan"]
 OutputKind = Literal["body", "mesh", "image"]
@@ -57,6 +58,7 @@ class BodyModel(nn.Module, ABC):
 
     name: str
     faces: Int[Tensor, "F 3"]
+    weights: Float[Tensor, "V 24"]
     parents: tuple[int, ...]
     shape_count: int
     uv: Float[Tensor, "T 2"]
@@ -76,13 +78,40 @@ class BodyModel(nn.Module, ABC):
 
 
 class Renderer(ABC):
-    """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for the result types.
+    """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for scenes and fragments.
 
-    A renderer implements `rasterize` and the two coverages; everything above them (attributes, texture, light)
-    is shared code over barycentrics and so agrees between renderers.
+    A renderer implements `rasterize`; attributes, texture and light are code over barycentrics that all
+    renderers share, and so agree between them. Every method takes one Mesh (row i in picture i), several
+    meshes (their rows in order), or a Scene that says which row is in which picture; and a Camera of one row a
+    picture, or of one row for all. All raise UsageError for meshes that `Scene` refuses and cameras that do not
+    match them. Pixels, metres, camera frame: as in `recon_core.structures`.
     """
 
     name: ClassVar[str]
+
+    @abstractmethod
+    def rasterize(
+        self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, near: float = 0.01
+    ) -> Fragments:
+        """The nearest surface at each pixel centre, both sides of faces alike.
+
+        near: metres; surfaces nearer to a perspective camera are cut off. An orthographic camera sees all
+        depths. Ties go to the smaller face number.
+        """
+
+    def render(
+        self,
+        meshes: Mesh | Sequence[Mesh] | Scene,
+        camera: Camera,
+        light: Float[Tensor, "B 9 C"] | None = None,
+        background: Tensor | float = 0.0,
+        near: float = 0.01,
+    ) -> Picture:
+        """Coloured pictures of meshes: their texture, else their colors, else grey. See `rendering.shade`."""
+        from recon_core.rendering import Scene, shade
+
+        scene = Scene.separate(meshes)
+        return shade(scene, self.rasterize(scene, camera, near), light, background)
 
 
 class Prior(nn.Module, ABC):
@@ -183,7 +212,9 @@ class Method(nn.Module, ABC):
 
     inputs: what of an Observation it reads; the pipeline provides just that. outputs: what of a Prediction it
     fills. crop_size: side in pixels of the square crop it wants, crop_margin the crop's side over the box's
-    longer side. body: name of the body model it needs, None for none.
+    longer side. body: name of the body model it needs, None for none. default_fitter: name of the Fitter that
+    follows `predict` unless the user says otherwise, None for none. default_detector: name of the Detector that
+    finds its subjects.
     """
 
     Config: ClassVar[type[Settings]] = Settings
@@ -191,6 +222,8 @@ class Method(nn.Module, ABC):
     outputs: ClassVar[frozenset[OutputKind]]
     crop_size: int = 224
     crop_margin: float = 1.2
+    default_fitter: str | None = None
+    default_detector: str = "blazepose"
 
     def __init__(self, config: Settings, body_model: BodyModel | None = None) -> None:
         super().__init__()

@@ -14,3 +14,13 @@ def recon_register(register: Registrar) -> None:
         "recon_std.detectors.blazepose:BlazePoseDetector",
         summary="everyone in the picture: box, 33 joints, mask (MediaPipe's BlazePose files)",
     )
+    register.renderer(
+        "warp",
+        "recon_std.renderers.warp:WarpRenderer",
+        summary="hard pass, soft and antialiased silhouettes; CPU and CUDA from one source (NVIDIA Warp)",
+    )
+    register.renderer(
+        "pytorch3d",
+        "recon_std.renderers.pytorch3d:Pytorch3dRenderer",
+        summary="the same through pytorch3d's rasteriser (extra pytorch3d)",
+    )

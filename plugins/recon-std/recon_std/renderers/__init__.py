@@ -1,0 +1,1 @@
+"""Renderers: warp (the default) and pytorch3d."""
