@@ -2,29 +2,30 @@
 
 The catalogue is data and loads nothing: discovery (`recon_core.plugins`) is the only way to code. Licences
 are SPDX identifiers, or "other: ..." where there is none.
+
+The records are plain dataclasses because `recon methods` must answer at once and pydantic takes longer to
+import than everything else here; tests/test_catalogue.py holds the shipped file to their types with pydantic.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import Any, Literal, TypeVar
 
 from recon_core.errors import ReconError
 
 PERMISSIVE = frozenset({"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0"})
 """Licences that allow commercial use and changes on no more than attribution."""
 
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+T = TypeVar("T")
 
 
-class Paper(Record):
+@dataclass(frozen=True, kw_only=True)
+class Paper:
     title: str
     authors: str
     venue: str
@@ -32,7 +33,8 @@ class Paper(Record):
     url: str = ""
 
 
-class Figure(Record):
+@dataclass(frozen=True, kw_only=True)
+class Figure:
     """One number of merit. source: the table of the paper, or the command that measured it here."""
 
     dataset: str
@@ -43,52 +45,51 @@ class Figure(Record):
     source: str
 
 
-class InPackage(Record):
+@dataclass(frozen=True, kw_only=True)
+class InPackage:
     """The file ships inside an installed import package: `path` relative to its folder."""
 
-    via: Literal["package"]
+    via: Literal["package"] = "package"
     package: str
     path: str
 
 
-class FromPip(Record):
+@dataclass(frozen=True, kw_only=True)
+class FromPip:
     """The file is a member of a distribution that pip can download: a wheel or an sdist."""
 
-    via: Literal["pip"]
+    via: Literal["pip"] = "pip"
     requirement: str
     member: str
     python_version: str = ""
     platform: str = ""
 
 
-class ByUser(Record):
+@dataclass(frozen=True, kw_only=True)
+class ByUser:
     """The file cannot be fetched for the user (gated, or of unknown name): where its owner gives it out."""
 
-    via: Literal["user"]
+    via: Literal["user"] = "user"
     page: str
     filename: str
 
 
-class Asset(Record):
+@dataclass(frozen=True, kw_only=True)
+class Asset:
     """One file. sha256 is empty only for files that users bring. data: what a weight file was trained on."""
 
     kind: Literal["weights", "body", "detector", "other"]
     summary: str
     licence: str
-    source: Annotated[InPackage | FromPip | ByUser, Field(discriminator="via")]
-    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    source: InPackage | FromPip | ByUser
+    sha256: str = ""
     size: int = 0
     gated: bool = False
     data: str = ""
 
-    @model_validator(mode="after")
-    def _verifiable(self) -> Asset:
-        if not self.sha256 and self.source.via != "user":
-            raise ValueError("an asset that recon finds or fetches needs its sha256")
-        return self
 
-
-class Part(Record):
+@dataclass(frozen=True, kw_only=True)
+class Part:
     """package: the distribution that brings it. install: the command that installs it, or empty.
 
     Licences are empty where there is nothing yet to be licensed (status "planned", a method without weights).
@@ -113,6 +114,7 @@ class Part(Record):
         return self.install or "not available yet"
 
 
+@dataclass(frozen=True, kw_only=True)
 class MethodRecord(Part):
     paper: Paper
     bodies: tuple[str, ...] = ()
@@ -122,53 +124,73 @@ class MethodRecord(Part):
     measured: tuple[Figure, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
 class DetectorRecord(Part):
     gives: tuple[str, ...]
 
 
-class Catalogue(Record):
-    methods: dict[str, MethodRecord] = {}
-    bodies: dict[str, Part] = {}
-    detectors: dict[str, DetectorRecord] = {}
-    assets: dict[str, Asset] = {}
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    methods: Mapping[str, MethodRecord] = field(default_factory=dict)
+    bodies: Mapping[str, Part] = field(default_factory=dict)
+    detectors: Mapping[str, DetectorRecord] = field(default_factory=dict)
+    assets: Mapping[str, Asset] = field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _assets_exist(self) -> Catalogue:
-        for name, part in self.parts():
-            if part.status == "available" and not (part.install and part.code_licence):
-                raise ValueError(f"'{name}' is available, so it needs install and code_licence")
-            for asset in part.assets:
-                if asset not in self.assets:
-                    raise ValueError(f"'{name}' needs asset '{asset}', which the catalogue does not list")
-        return self
-
-    def parts(self) -> Iterable[tuple[str, Part]]:
-        yield from self.methods.items()
-        yield from self.bodies.items()
-        yield from self.detectors.items()
-
-    def owners(self) -> dict[tuple[str, str], str]:
-        """(kind, name) -> package, for every part listed: what settles a name that two plugins register."""
+    def parts(self) -> Iterable[tuple[str, str, Part]]:
+        """(kind, name, record) of every part listed."""
         tables: dict[str, Mapping[str, Part]] = {
             "method": self.methods,
             "body": self.bodies,
             "detector": self.detectors,
         }
-        return {(kind, name): part.package for kind, table in tables.items() for name, part in table.items()}
+        return ((kind, name, part) for kind, table in tables.items() for name, part in table.items())
+
+    def owners(self) -> dict[tuple[str, str], str]:
+        """(kind, name) -> package, for every part listed: what settles a name that two plugins register."""
+        return {(kind, name): part.package for kind, name, part in self.parts()}
 
 
 def read_catalogue(path: Path) -> Catalogue:
     """Read a catalogue file. Raises ReconError naming the file and the entry that is wrong."""
     try:
-        return Catalogue.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReconError(f"{path}: the catalogue cannot be read ({error.strerror}): reinstall recon-core") from error
+        raise ReconError(f"{path}: cannot be read ({error.strerror}); reinstall recon-core") from error
     except tomllib.TOMLDecodeError as error:
         raise ReconError(f"{path}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "catalogue"
-        raise ReconError(f"{path}: {where}: {first['msg']}") from error
+    readers: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "methods": _method,
+        "bodies": lambda table: _record(Part, table),
+        "detectors": lambda table: _record(DetectorRecord, table),
+        "assets": _asset,
+    }
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in readers}
+    for kind, table in tables.items():
+        for name, entry in table.items():
+            try:
+                found[kind][name] = readers[kind](entry)
+            except (TypeError, KeyError) as error:
+                raise ReconError(f"{path}: [{kind}.{name}]: {error}") from error
+    return Catalogue(**found)
+
+
+def _record(kind: type[T], table: Mapping[str, Any]) -> T:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+
+def _method(table: Mapping[str, Any]) -> MethodRecord:
+    figures = {key: [_record(Figure, f) for f in table.get(key, ())] for key in ("reported", "measured")}
+    return _record(MethodRecord, {**table, **figures, "paper": _record(Paper, table["paper"])})
+
+
+def _asset(table: Mapping[str, Any]) -> Asset:
+    source = table["source"]
+    kinds: dict[str, type[InPackage | FromPip | ByUser]] = {
+        "package": InPackage,
+        "pip": FromPip,
+        "user": ByUser,
+    }
+    return _record(Asset, {**table, "source": _record(kinds[source["via"]], source)})
 
 
 @cache

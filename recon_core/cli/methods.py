@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -60,7 +60,8 @@ def _describe(
     }
     # What the catalogue says holds for the package that it names, not for another of the same method name.
     if record and (entry is None or entry.package == record.package):
-        row |= record.model_dump(mode="json", exclude={"title", "package", "install"})
+        known = asdict(record)
+        row |= {key: value for key, value in known.items() if key not in ("title", "package", "install")}
         row |= {"permissive": record.permissive, "install": None if entry else record.how_to_get}
     elif entry:
         code = _distribution_licence(entry.package)
@@ -116,11 +117,11 @@ def _show(row: dict[str, Any]) -> None:
         if value:
             click.echo(f"  {label:<10} {value}")
     for label in ("reported", "measured"):
-        if figures := [Figure.model_validate(figure) for figure in row.get(label, ())]:
+        if figures := row.get(label):
             click.echo(f"\n{label}")
-            print_table(list(_figure_rows(figures)), ("  data", "metric", "value", "protocol", "source"))
+            rows = [_figure_row(Figure(**figure)) for figure in figures]
+            print_table(rows, ("  data", "metric", "value", "protocol", "source"))
 
 
-def _figure_rows(figures: Iterable[Figure]) -> Iterable[tuple[str, ...]]:
-    for f in figures:
-        yield (f"  {f.dataset}", f.metric, f"{f.value:g} {f.unit}".strip(), f.protocol or "-", f.source)
+def _figure_row(f: Figure) -> tuple[str, ...]:
+    return (f"  {f.dataset}", f.metric, f"{f.value:g} {f.unit}".strip(), f.protocol or "-", f.source)
