@@ -206,6 +206,9 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
 
 class Method(nn.Module, ABC):
     """A recipe over the interfaces above: what a paper is, to recon.
@@ -248,10 +251,6 @@ class Method(nn.Module, ABC):
     def prior(self) -> Prior | None:
         """The conditional prior over its output that this method brings for fitting, if it has one."""
         return None
-
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
 
 
 __all__ = [

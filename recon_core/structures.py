@@ -155,7 +155,7 @@ class Keypoints(Batched):
         return self.points.shape[0]
 
     def converted(self, target: str) -> Keypoints:
-        """The same in another skeleton. Joints this one cannot give, or gives only from missing ones, get confidence 0."""
+        """The same in another skeleton. Joints this one cannot give, or only from missing ones, get confidence 0."""
         from recon_core.skeletons import mapping
 
         M = torch.tensor(mapping(self.skeleton, target)).to(self.points)
