@@ -24,3 +24,19 @@ def recon_register(register: Registrar) -> None:
         "recon_std.renderers.pytorch3d:Pytorch3dRenderer",
         summary="the same through pytorch3d's rasteriser (extra pytorch3d)",
     )
+    register.prior(
+        "gmm",
+        "recon_std.priors.gmm:GaussianMixturePrior",
+        summary="eight Gaussians over the 69 body angles, trained on motion capture (SMPLify's pose prior)",
+    )
+    register.prior(
+        "joint-limits",
+        "recon_std.priors.joint_limits:JointLimitsPrior",
+        summary="elbows and knees bend one way; every angle within its range",
+    )
+    register.prior("shape", "recon_std.priors.shape:ShapePrior", summary="standard normal betas")
+    register.prior(
+        "adversarial",
+        "recon_std.priors.adversarial:AdversarialPrior",
+        summary="HMR's factorised discriminator, trained on motion capture; not normalised",
+    )

@@ -1,0 +1,1 @@
+"""Reads data sets and detections from the files their owners publish."""
