@@ -26,6 +26,10 @@ class InputError(ReconError):
     """A file given by the user cannot be used (missing, unreadable, of the wrong kind)."""
 
 
+class OutputError(ReconError):
+    """Results cannot be written: no permission, not a folder, disk full."""
+
+
 class NoPersonError(ReconError):
     """The detector found nobody in the picture."""
 

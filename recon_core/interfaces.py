@@ -165,9 +165,13 @@ class Loss(nn.Module, ABC):
 
 
 class Fitter(ABC):
-    """(observation, initial, priors, losses) to the parameters that explain the observation."""
+    """(observation, initial, priors, losses) to the parameters that explain the observation.
+
+    default_priors: registered names of the priors it is given unless the user names others (`--prior`).
+    """
 
     Config: ClassVar[type[Settings]] = Settings
+    default_priors: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def fit(
@@ -215,7 +219,8 @@ class Method(nn.Module, ABC):
 
     inputs: what of an Observation it reads; the pipeline provides just that. outputs: what of a Prediction it
     fills. crop_size: side in pixels of the square crop it wants, crop_margin the crop's side over the box's
-    longer side. body: name of the body model it needs, None for none. default_fitter: name of the Fitter that
+    longer side. body: name of the body model it needs; None is the free body for a method that gives a body, and
+    no body model for any other. default_fitter: name of the Fitter that
     follows `predict` unless the user says otherwise, None for none. default_detector: name of the Detector that
     finds its subjects.
     """
@@ -225,6 +230,7 @@ class Method(nn.Module, ABC):
     outputs: ClassVar[frozenset[OutputKind]]
     crop_size: int = 224
     crop_margin: float = 1.2
+    body: str | None = None
     default_fitter: str | None = None
     default_detector: str = "blazepose"
 

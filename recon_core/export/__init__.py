@@ -1,0 +1,1 @@
+"""Writing a Reconstruction to files that other programs read."""
