@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recon_core.geometry.rotations import matrix_to_rotation_6d, rotation_6d_to_matrix
 from recon_core.interfaces import BodyModel, Settings
-from recon_core.structures import BodyParameters
+from recon_core.structures import Batched, BodyParameters
 from recon_prohmr.flow import ConditionalGlow
 from recon_std.encoders.keypoints import KeypointEncoder, KeypointView
 
@@ -52,7 +52,7 @@ class ShapeCameraHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placed(Batched):
     """Where the head puts the body: betas (B, S), pelvis (B, 3) in the view's frame, metres."""
 
     betas: Float[Tensor, "B S"]

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_core.interfaces import BodyModel, Settings
+from recon_core.interfaces import Settings
 from recon_core.skeletons import skeleton
 from recon_core.structures import BodyParameters, LossValue
 from recon_prohmr.network import ProHMRNetwork, pose_from_6d, pose_to_6d, stand, turned
+from recon_std.bodies.smpl import SMPLBody
 from recon_std.synthetic.keypoints import KeypointPeople
 
 _EXTRA = [
@@ -44,15 +45,23 @@ class Weights(Settings):
     """(0.001)"""
     orth: float = 0.02
     """(0.1)"""
+    draw_every: int = 4
+    """exp_2d, and orth of a draw, are taken of every so many-th person; the thesis draws for each."""
     spread: float = 0.02
     """Deviation of the noise added to the 6D numbers whose likelihood is learnt. Rotations fill only a part of that
     space, on which a density could grow without bound; joints the capture never moves would make it do so at once."""
 
 
-def joints_of(body_model: BodyModel, body: BodyParameters) -> Float[Tensor, "B J 3"]:
+class LossJoints:
     """The joints the losses compare: lsp14, and face, hands and feet, which fix what lsp14 leaves free."""
-    detailed = body_model.keypoints(body, "blazepose33")[:, _EXTRA]
-    return torch.cat([body_model.keypoints(body, "lsp14"), detailed], 1)
+
+    def __init__(self, body_model: SMPLBody) -> None:
+        whole, detailed = body_model.keypoint_basis("lsp14"), body_model.keypoint_basis("blazepose33")
+        self.body_model = body_model
+        self.basis, self.weights = (torch.cat([a, b[_EXTRA]]) for a, b in zip(whole, detailed, strict=True))
+
+    def __call__(self, body: BodyParameters) -> Float[Tensor, "B J 3"]:
+        return self.body_model.points(body, self.basis, self.weights)
 
 
 def orthonormality(values: Float[Tensor, "B 144"]) -> Float[Tensor, " B"]:
@@ -64,43 +73,50 @@ def orthonormality(values: Float[Tensor, "B 144"]) -> Float[Tensor, " B"]:
 
 def objective(
     network: ProHMRNetwork,
-    body_model: BodyModel,
+    joints_of: LossJoints,
     people: KeypointPeople,
     weights: Weights,
     generator: torch.Generator,
 ) -> LossValue:
-    """Equation 4.9 for each person, with equations 4.5 (nll), 4.7 (exp, one draw) and 4.8 (mode)."""
-    view, truth = people.view, people.body
-    device = view.points.device
-    pose = turned(truth.pose, view.rotation)
-    rest = body_model.rest_joints(truth.betas)[:, 0]
-    pelvis = (view.rotation @ (rest + truth.translation)[..., None])[..., 0]
-    joints = joints_of(body_model, BodyParameters(pose, truth.betas, pelvis - rest))
+    """Equation 4.9 for each person, with equations 4.5 (nll), 4.7 (exp, one draw) and 4.8 (mode).
 
+    The draw's terms are taken of every `draw_every`-th person, and count as many times as much.
+    Under autocast only the networks run in half precision.
+    """
+    view, truth, body_model = people.view, people.body, joints_of.body_model
+    device, count = view.points.device, len(people.box)
     context = network.encoder.encode(view).float()
     placed = network.place(context, view)
+    pose = turned(truth.pose, view.rotation)
     values = pose_to_6d(pose)
     noisy = values + weights.spread * torch.randn(values.shape, generator=generator, device=device)
     nll = -network.flow.log_prob(noisy, context)
+    mode = network.flow.mode(context)
+    some = slice(None, None, weights.draw_every)
+    z = torch.randn(count, 1, values.shape[-1], generator=generator, device=device)[some]
+    draw = network.flow.decode(z, context[some])[:, 0]
 
-    z = torch.randn(len(values), 2, values.shape[-1], generator=generator, device=device)
-    z[:, 0] = 0
-    mode, draw = network.flow.decode(z, context).unbind(1)
-    found = joints_of(body_model, stand(body_model, pose_from_6d(mode), placed))
-    drawn = joints_of(body_model, stand(body_model, pose_from_6d(draw), placed))
-
-    extent = view.extent[:, None, None]
-    flat = _project(joints) / extent
-    terms = {
-        "nll": nll,
-        "mode_3d": ((found - placed.pelvis[:, None]) - (joints - pelvis[:, None])).abs().sum((1, 2)),
-        "mode_2d": (_project(found) / extent - flat).abs().sum((1, 2)),
-        "mode_pose": (pose_from_6d(mode) - pose).square().sum((1, 2, 3)),
-        "mode_betas": (placed.betas - truth.betas).square().sum(1),
-        "mode_place": _place_error(placed.pelvis, pelvis),
-        "exp_2d": (_project(drawn) / extent - flat).abs().sum((1, 2)),
-        "orth": orthonormality(mode) + orthonormality(draw),
-    }
+    with torch.autocast(device.type, enabled=False):
+        rest = body_model.rest_joints(truth.betas)[:, 0]
+        pelvis = (view.rotation @ (rest + truth.translation)[..., None])[..., 0]
+        joints = joints_of(BodyParameters(pose, truth.betas, pelvis - rest))
+        found = joints_of(stand(body_model, pose_from_6d(mode), placed))
+        drawn = joints_of(stand(body_model, pose_from_6d(draw), placed[some]))
+        extent = view.extent[:, None, None]
+        flat = _project(joints) / extent
+        exp_2d, draw_orth = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        exp_2d[some] = (_project(drawn) / extent[some] - flat[some]).abs().sum((1, 2)) * weights.draw_every
+        draw_orth[some] = orthonormality(draw) * weights.draw_every
+        terms = {
+            "nll": nll,
+            "mode_3d": ((found - placed.pelvis[:, None]) - (joints - pelvis[:, None])).abs().sum((1, 2)),
+            "mode_2d": (_project(found) / extent - flat).abs().sum((1, 2)),
+            "mode_pose": (pose_from_6d(mode) - pose).square().sum((1, 2, 3)),
+            "mode_betas": (placed.betas - truth.betas).square().sum(1),
+            "mode_place": _place_error(placed.pelvis, pelvis),
+            "exp_2d": exp_2d,
+            "orth": orthonormality(mode) + draw_orth,
+        }
     total = sum(getattr(weights, name) * value for name, value in terms.items())
     return LossValue(torch.as_tensor(total), terms)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from recon_core.interfaces import BodyModel, Settings
 from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
-from recon_prohmr.objective import Weights, objective
+from recon_prohmr.objective import LossJoints, Weights, objective
 from recon_std.bodies import load_body
 from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
@@ -95,6 +95,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNet
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=device == "cuda"
     )
+    joints_of = LossJoints(body)
     start, progress, step = time.perf_counter(), 0.0, 0
     log = (out / "log.jsonl").open("w")
     while progress < 1:
@@ -103,7 +104,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNet
         network.train()
         people = sampler.sample(config.batch, generator)
         with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
-            loss = objective(network, body, people, config.weights, generator)
+            loss = objective(network, joints_of, people, config.weights, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.per_sample.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_limit)

@@ -172,7 +172,12 @@ class SMPLBody(BodyModel):
         "smpl24" are the kinematic joints, which the regressor finds again from posed vertices only nearly.
         Pose correctives of licensed bodies, a few millimetres at the joints, are left out.
         """
-        basis, c = self.keypoint_basis(skeleton)
+        return self.points(body, *self.keypoint_basis(skeleton))
+
+    def points(
+        self, body: BodyParameters, basis: Float[Tensor, "K 24 3 S1"], c: Float[Tensor, "K 24"]
+    ) -> Float[Tensor, "B K 3"]:
+        """Points that ride on the body, given as rows of one or several `keypoint_basis`."""
         rotation, joints, rest = self.kinematics(body)
         S = self._shape_count(body.betas)
         b = basis[..., 0] + torch.einsum("kpis,bs->bkpi", basis[..., 1 : S + 1], body.betas)
