@@ -1,0 +1,1 @@
+"""Fitters: from evidence to the body that explains it. docs/fitting.md has the energy and how to choose."""

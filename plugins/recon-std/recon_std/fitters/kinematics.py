@@ -1,0 +1,209 @@
+"""Points that ride on a skinned body, and their derivatives in closed form.
+
+A linear regressor over skinned vertices (a joint of any skeleton, or a single vertex) moves as
+
+    x_k = sum_p [ R_p (b_kp - c_kp J_p) + c_kp t_p ],   t_p = t_parent + R_parent (J_p - J_parent)
+
+(docs/architecture.md, Bodies). Collecting everything that a rotation R_q multiplies, and splitting off the root's
+rotation R and place T, gives the form used here, in which R_q is relative to the root:
+
+    x_k = R sum_q R_q o_kq(betas) + m_k (J_0(betas) + T),      o_kq = b_kq - c_kq J_q + sum_{p child of q} M_kp (J_p - J_q)
+
+with M_kp the sum of c_k over p and what hangs on it, and m_k = M_k0. The lever arm of joint j on point k is
+a_kj = sum over q in j's subtree of R_q o_kq: turning j by a small w moves x_k by R (w x a_kj). No posed joint is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_core.errors import EvidenceError, ReconError
+from recon_core.geometry.rotations import skew
+from recon_core.interfaces import BodyModel
+from recon_core.skeletons import SMPL_PARENTS
+from recon_core.structures import Batched
+
+JOINTS = len(SMPL_PARENTS)
+
+
+def _subtrees() -> Tensor:
+    """(24, 24): 1 where the column's joint is the row's or hangs on it."""
+    member = torch.eye(JOINTS)
+    for joint in reversed(range(1, JOINTS)):
+        member[SMPL_PARENTS[joint]] += member[joint]
+    return member
+
+
+def _jumps() -> Tensor:
+    """(4, 25): each joint's ancestor at distance 1, 2, 4, 8; 24 stands for nothing above the root."""
+    ancestor = torch.tensor([JOINTS if p < 0 else p for p in SMPL_PARENTS] + [JOINTS])
+    jumps = []
+    while (ancestor != JOINTS).any():
+        jumps.append(ancestor)
+        ancestor = ancestor[ancestor]
+    return torch.stack(jumps)
+
+
+SUBTREES = _subtrees()
+_JUMPS = _jumps()
+_PARENT = torch.tensor([max(p, 0) for p in SMPL_PARENTS])
+
+
+@dataclass(frozen=True)
+class Pose(Batched):
+    """Rotations of all parts relative to the root, at axis-angle numbers v of the 23 joints below it.
+
+    angles: (N, 23, 3) radians. rotations: (N, 24, 3, 3), row 0 the identity. charts: (N, 24, 3, 3): a change dv of
+    joint j turns its subtree by charts[j] @ dv; row 0, the root, is turned by its own frame's axes: identity.
+    """
+
+    angles: Float[Tensor, "N 23 3"]
+    rotations: Float[Tensor, "N 24 3 3"]
+    charts: Float[Tensor, "N 24 3 3"]
+
+
+def _coefficients(squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sin(x)/x, (1 - cos x)/x^2, (x - sin x)/x^3 of x^2, by Taylor series near 0 where they lose digits."""
+    small = squared < (1e-2 if squared.dtype == torch.float32 else 1e-4)
+    safe = torch.where(small, torch.ones_like(squared), squared)
+    x = safe.sqrt()
+    sine, cosine = x.sin(), x.cos()
+    s = squared
+    a = torch.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), sine / x)
+    b = torch.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), (1 - cosine) / safe)
+    c = torch.where(small, 1 / 6 - s / 120 * (1 - s / 42 * (1 - s / 72)), (x - sine) / (safe * x))
+    return a, b, c
+
+
+def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
+    """Forward kinematics: exponential map, its left Jacobian, and the chain of rotations down the tree.
+
+    The chain is a prefix product: after multiplying by the ancestor at distance 1, 2, 4 and 8 every joint holds
+    the product from the root (depth of the SMPL tree: 8).
+    """
+    squared = (angles * angles).sum(-1)[..., None, None]
+    a, b, c = _coefficients(squared)
+    cross, outer = skew(angles), angles[..., :, None] * angles[..., None, :]
+    eye = torch.eye(3, dtype=angles.dtype, device=angles.device)
+    local = (1 - b * squared) * eye + a * cross + b * outer
+    jacobian = (1 - c * squared) * eye + b * cross + c * outer
+    top = eye.expand(len(angles), 1, 3, 3)
+    chain = torch.cat([top, local, top], 1)
+    for ancestor in _JUMPS.to(angles.device):
+        chain = chain[:, ancestor] @ chain
+    rotations = chain[:, :JOINTS]
+    charts = torch.cat([top, rotations[:, _PARENT[1:].to(angles.device)] @ jacobian], 1)
+    return Pose(angles, rotations, charts)
+
+
+def chart_bend(at: Pose, torque: Float[Tensor, "N 24 3"]) -> Float[Tensor, "N 23 3 3"]:
+    """The quadratic form dv -> torque . (d Jl(v) along dv) dv: how axis-angle numbers bend away from a turn at
+    constant rate, Jl the left Jacobian of the exponential map. torque: about each joint, in the root's frame.
+    """
+    v = at.angles
+    h = (at.rotations[:, _PARENT[1:].to(v.device)].transpose(-1, -2) @ torque[:, 1:, :, None])[..., 0]
+    s = (v * v).sum(-1)[..., None, None]
+    a, b, c = _coefficients(s)
+    small = s < 1e-2
+    safe = torch.where(small, torch.ones_like(s), s)
+    b_slope = torch.where(small, -1 / 12 + s / 180 * (1 - s / 37.333), (a - 2 * b) / safe)
+    c_slope = torch.where(small, -1 / 60 + s / 1260 * (1 - s / 48), (b - 3 * c) / safe)
+    outer = lambda x, y: x[..., :, None] * y[..., None, :]  # noqa: E731
+    along = (h * v).sum(-1)[..., None, None]
+    bend = b_slope * outer(v, torch.linalg.cross(h, v)) + c_slope * along * outer(v, v)
+    bend = bend - (c_slope * s + c) * outer(v, h)
+    return 0.5 * (bend + bend.transpose(-1, -2)) + c * along * torch.eye(3).to(v)
+
+
+@dataclass(frozen=True)
+class PointBasis:
+    """K points on a body: offsets (24, 3, K, 1+S) of the module's o_kq, mass (K,) of m_k, root (3, 1+S) of J_0.
+
+    The last dimension holds the mean shape, then one row a beta.
+    """
+
+    offsets: Float[Tensor, "24 3 K S1"]
+    mass: Float[Tensor, " K"]
+    root: Float[Tensor, "3 S1"]
+
+    @classmethod
+    def build(
+        cls,
+        shares: Float[Tensor, "K 24 3 S1"],
+        weights: Float[Tensor, "K 24"],
+        joints: Float[Tensor, "24 3 S1"],
+    ) -> PointBasis:
+        """shares: b_kp, weights: c_kp, joints: J_p of the module's first formula, linear in the betas."""
+        # Built in double: differences of nearly equal places are summed over the tree.
+        b, c, J = shares.double(), weights.double(), joints.double()
+        mass = c @ SUBTREES.to(c).T
+        offsets = b - c[..., None, None] * J
+        for child in range(1, JOINTS):
+            parent = SMPL_PARENTS[child]
+            offsets[:, parent] += mass[:, child, None, None] * (J[child] - J[parent])
+        dtype = shares.dtype
+        return cls(offsets.permute(1, 2, 0, 3).to(dtype), mass[:, 0].to(dtype), joints[0])
+
+    @classmethod
+    def of_skeleton(cls, body: BodyModel, skeleton: str, betas: int) -> PointBasis:
+        """The joints of a named skeleton, moved by the first `betas` shape directions.
+
+        Raises EvidenceError when the body has no regressor for that skeleton.
+        """
+        try:
+            shares, weights = body.keypoint_basis(skeleton)  # type: ignore[operator]
+        except (ReconError, AttributeError) as error:
+            raise EvidenceError(
+                f"body {getattr(body, 'name', type(body).__name__)} cannot explain joints of skeleton {skeleton}: "
+                f"it has no regressor for them; convert the joints or choose another body ({error})"
+            ) from error
+        return cls.build(shares[..., : 1 + betas], weights, _rest_joints(body, betas))
+
+    @classmethod
+    def of_vertices(cls, body: BodyModel, vertices: Tensor, betas: int) -> PointBasis:
+        """Single vertices: each rides on its parts by its skinning weights. Pose correctives are left out."""
+        try:
+            rest = body.template[vertices]  # type: ignore[index]
+            directions = body.shape_directions[:betas].unflatten(-1, (-1, 3))[:, vertices]  # type: ignore[index]
+            weights = body.weights[vertices]  # type: ignore[index]
+        except AttributeError as error:
+            raise EvidenceError(f"body {type(body).__name__} cannot explain a surface: {error}") from error
+        place = torch.cat([rest[..., None], directions.permute(1, 2, 0)], -1)
+        return cls.build(weights[..., None, None] * place[:, None], weights, _rest_joints(body, betas))
+
+    def __len__(self) -> int:
+        return len(self.mass)
+
+    def __getitem__(self, points: Tensor | slice) -> PointBasis:
+        return PointBasis(self.offsets[:, :, points].contiguous(), self.mass[points], self.root)
+
+    def to(self, dtype: torch.dtype) -> PointBasis:
+        return PointBasis(self.offsets.to(dtype), self.mass.to(dtype), self.root.to(dtype))
+
+    def levers(self, pose: Pose, betas: Float[Tensor, "N S"]) -> Float[Tensor, "N 24 3 K"]:
+        """The arms a_kj of every joint on every point; row 0 is the point itself relative to the root, unturned."""
+        K, S = len(self), betas.shape[-1]
+        mean, directions = self.offsets[..., 0], self.offsets[..., 1:]
+        offsets = torch.addmm(mean.reshape(1, -1), betas, directions.reshape(-1, S).T).view(-1, JOINTS, 3, K)
+        turned = (pose.rotations @ offsets).flatten(2)
+        return (SUBTREES.to(turned) @ turned).view(-1, JOINTS, 3, K)
+
+    def root_joint(self, betas: Float[Tensor, "N S"]) -> Float[Tensor, "N 3"]:
+        """J_0: the rest pelvis."""
+        return self.root[:, 0] + betas @ self.root[:, 1:].T
+
+    def shape_jacobian(self, pose: Pose) -> Float[Tensor, "N 3 K S"]:
+        """sum_q R_q do_kq/dbetas: how each beta moves the point relative to the root, unturned."""
+        turn = pose.rotations.transpose(1, 2).flatten(2)
+        return (turn @ self.offsets[..., 1:].flatten(2).flatten(0, 1)).unflatten(-1, (len(self), -1))
+
+
+def _rest_joints(body: BodyModel, betas: int) -> Float[Tensor, "24 3 S1"]:
+    """J_p of the body's mean shape, then what each beta adds."""
+    mean = body.weights.new_zeros(1, betas)  # type: ignore[operator, union-attr]
+    places = body.rest_joints(torch.cat([mean, torch.eye(betas).to(mean)]))  # type: ignore[operator]
+    return torch.cat([places[:1], places[1:] - places[:1]]).permute(1, 2, 0)

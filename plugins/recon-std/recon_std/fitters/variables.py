@@ -1,0 +1,130 @@
+"""The unknowns of a fit, and which rows of an observation are views of one subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from recon_core.errors import EvidenceError
+from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, project_to_rotation
+from recon_core.structures import Batched, BodyParameters, Camera
+
+ANGLES = 69
+
+ViewMode = Literal["auto", "calibrated", "uncalibrated"]
+
+
+@dataclass(frozen=True)
+class Variables(Batched):
+    """angles: (N, 23, 3) axis-angle numbers below the root. betas: (N, S). root: (N, G, 3, 3) and translation:
+    (N, G, 3): the body's place, one (G = 1) or one a view (views without a common world frame).
+
+    A step's columns: 69 angles, S betas, then for each of the G places 3 numbers that turn the root about its own
+    axes and 3 metres.
+    """
+
+    angles: Float[Tensor, "N 23 3"]
+    betas: Float[Tensor, "N S"]
+    root: Float[Tensor, "N G 3 3"]
+    translation: Float[Tensor, "N G 3"]
+
+    @property
+    def places(self) -> int:
+        """Where the places' columns start."""
+        return ANGLES + self.betas.shape[-1]
+
+    @property
+    def columns(self) -> int:
+        return self.places + 6 * self.root.shape[1]
+
+    def moved(self, step: Float[Tensor, "N P"]) -> Variables:
+        """After a step over all columns, or over the places' alone."""
+        place = step[:, -6 * self.root.shape[1] :].unflatten(1, (-1, 6))
+        root = self.root @ axis_angle_to_matrix(place[..., :3])
+        translation = self.translation + place[..., 3:]
+        if step.shape[1] < self.columns:
+            return Variables(self.angles, self.betas, root, translation)
+        angles = self.angles + step[:, :ANGLES].unflatten(1, (-1, 3))
+        return Variables(angles, self.betas + step[:, ANGLES : self.places], root, translation)
+
+    def points(
+        self, relative: Float[Tensor, "N 3 K"], mass: Float[Tensor, " K"], root_joint: Float[Tensor, "N 3"]
+    ) -> Float[Tensor, "N G 3 K"]:
+        """Points given relative to the root, unturned, at each of the body's places in the world."""
+        place = self.translation + root_joint[:, None]
+        return self.root @ relative[:, None] + place[..., None] * mass
+
+
+def where(condition: Tensor, a: Variables, b: Variables) -> Variables:
+    """Row by row: a where the condition (N,) holds, b elsewhere."""
+    pick = lambda x, y: torch.where(condition.reshape(-1, *[1] * (x.dim() - 1)), x, y)  # noqa: E731
+    return Variables(*(pick(getattr(a, n), getattr(b, n)) for n in ("angles", "betas", "root", "translation")))
+
+
+@dataclass(frozen=True)
+class Views:
+    """rows: (N, V) rows of the observation that show each subject. together: one place in a common world frame."""
+
+    rows: Int[Tensor, "N V"]
+    together: bool
+
+    @classmethod
+    def of(cls, subject: Tensor | None, camera: Camera, mode: ViewMode) -> Views:
+        """Group rows by subject. "auto": views are calibrated when their cameras differ in place or direction.
+
+        Raises EvidenceError when subjects have different numbers of views.
+        """
+        if subject is None:
+            return cls(torch.arange(len(camera), device=camera.K.device)[:, None], True)
+        names, index, counts = torch.unique(subject, return_inverse=True, return_counts=True)
+        if len(counts) and (counts != counts[0]).any():
+            most, least = int(counts.argmax()), int(counts.argmin())
+            raise EvidenceError(
+                f"subject {int(names[most])} has {int(counts[most])} views and subject {int(names[least])} has "
+                f"{int(counts[least])}: every view must show the same people; give a person whom a view misses a "
+                "row of confidence 0"
+            )
+        rows = index.argsort(stable=True).reshape(len(names), -1)
+        if mode == "auto":
+            R, t = camera.R[rows], camera.t[rows]
+            together = rows.shape[1] == 1 or bool(
+                ((R - R[:, :1]).abs().amax() > 1e-6) | ((t - t[:, :1]).abs().amax() > 1e-6)
+            )
+        else:
+            together = mode == "calibrated" or rows.shape[1] == 1
+        return cls(rows, together)
+
+    def start(self, initial: BodyParameters) -> Variables:
+        """The initial bodies of a subject's views as one: the mean of their poses and shapes; the first view's
+        place in a common world frame, else each its own."""
+        own = self.rows if not self.together else self.rows[:, :1]
+        rotation = initial.pose[:, 1:][self.rows]
+        mean = rotation[:, 0] if rotation.shape[1] == 1 else project_to_rotation(rotation.mean(1))
+        return Variables(
+            matrix_to_axis_angle(mean),
+            initial.betas[self.rows].mean(1),
+            initial.pose[own, 0],
+            initial.translation[own],
+        )
+
+    def body(self, variables: Variables) -> BodyParameters:
+        """One row an observation row, in the observation's order."""
+        N, V = self.rows.shape
+        order = self.rows.flatten().argsort()
+        spread = lambda x: x.expand(N, V, *x.shape[2:]).flatten(0, 1)[order]  # noqa: E731
+        local = axis_angle_to_matrix(variables.angles)[:, None]
+        return BodyParameters(
+            torch.cat([spread(variables.root)[:, None], spread(local)], 1),
+            spread(variables.betas[:, None]),
+            spread(variables.translation),
+        )
+
+    def spread(self, value: Float[Tensor, "N ..."]) -> Float[Tensor, "B ..."]:
+        """A value a subject as a value an observation row."""
+        N, V = self.rows.shape
+        wide = value[:, None].expand(N, V, *value.shape[1:]).flatten(0, 1)
+        return wide[self.rows.flatten().argsort()]
