@@ -1,43 +1,53 @@
-"""Joint and keypoint regressors of the free body: sparse, non-negative weights over vertices that sum to 1.
-
-A landmark on the skin is one vertex. A point inside the body is fitted by non-negative least squares so that
-it is found again for every shape, and, for a joint between two parts, for every pose: the share of the
-weights that each part carries has its own centroid at the joint, which no rotation about the joint moves.
-"""
+"""Fits the joint and keypoint regressors of the free body: non-negative weights over vertices that sum to 1."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import nnls
 
-SUM_WEIGHT = 1e3
-RIDGE = 2e-4
+from recon_core.errors import AssetError
+
+_SUM_ROW = 1e3
+_SPREAD_RIDGE = 3e-3
+_SPARSE_RIDGE = 2e-4
+
+
+def _least_squares(rows: np.ndarray, ridge: float) -> np.ndarray:
+    """Non-negative w, sum 1, with the least |rows @ w|^2 + ridge^2 |w|^2."""
+    n = rows.shape[1]
+    A = np.concatenate([rows, ridge * np.eye(n), np.full((1, n), _SUM_ROW)])
+    b = np.zeros(len(A))
+    b[-1] = _SUM_ROW
+    w, _ = nnls(A, b, maxiter=100 * n)
+    if w.sum() < 0.99:
+        raise AssetError("bake: no vertices surround a joint; was the template moved?")
+    return w / w.sum()
 
 
 def interior_point(
-    target: np.ndarray, shapes: np.ndarray, skin_weights: np.ndarray, candidates: np.ndarray, articulated: bool
+    point: np.ndarray,
+    shapes: np.ndarray,
+    weights: np.ndarray,
+    candidates: np.ndarray,
 ) -> np.ndarray:
-    """Weights (V,) over vertices for a point inside the body.
+    """Weights (V,) over vertices that find a joint again in every shape and every pose.
 
-    target: (M, 3) the point on the mean body (row 0) and its change along each shape direction, metres.
-    shapes: (M, V, 3) the same of the vertices. skin_weights: (V, P). candidates: vertices that may carry weight.
-    articulated: whether the point must stay put when parts turn about it.
+    point: (3,) the joint on the mean body, metres. shapes: (1 + S, V, 3) the mean body and its shape directions.
+    weights: (V, P) skinning weights. candidates: vertices that may be used, nearest first.
+
+    First the joint is spread over the nearer half of the candidates, which says how it moves with the shape. Then a
+    sparse solution is sought that moves likewise, and in which the share of every part has its own centroid at
+    the joint: as a part turns about the joint, or about any other point that carries all the joint's parts along,
+    such a share does not leave it.
     """
-    # At one standard deviation a shape direction is as real as the mean body; residuals are metres throughout.
-    residual = shapes[:, candidates] - target[:, None]
-    residual[1:] = shapes[1:, candidates] - target[1:, None]
-    rows = [residual.transpose(0, 2, 1).reshape(-1, len(candidates))]
-    if articulated:
-        share = skin_weights[candidates]
-        for p in np.flatnonzero(share.sum(0) > 1e-3):
-            # Along a shape direction the share's centroid must move as the joint does, weighted alike.
-            rows.append((residual * share[:, p][None, :, None]).transpose(0, 2, 1).reshape(-1, len(candidates)))
-    rows.append(np.full((1, len(candidates)), SUM_WEIGHT))
-    rows.append(RIDGE * np.eye(len(candidates)))
-    A = np.concatenate(rows)
-    b = np.zeros(len(A))
-    b[-len(candidates) - 1] = SUM_WEIGHT
-    solution, _ = nnls(A, b, maxiter=50 * len(candidates))
-    result = np.zeros(shapes.shape[1])
-    result[candidates] = solution / solution.sum()
-    return result
+    near = candidates[: len(candidates) // 2]
+    spread = _least_squares((shapes[0, near] - point).T, _SPREAD_RIDGE)
+    target = np.einsum("v,mvi->mi", spread, shapes[:, near])
+    target[0] = point
+    residual = (shapes[:, candidates] - target[:, None]).transpose(0, 2, 1).reshape(-1, len(candidates))
+    share = weights[candidates]
+    rows = [residual] + [residual * share[:, p] for p in np.flatnonzero(share.sum(0) > 1e-3)]
+    found = np.zeros(shapes.shape[1])
+    found[candidates] = _least_squares(np.concatenate(rows), _SPARSE_RIDGE)
+    found[found < 1e-4] = 0
+    return found / found.sum()
