@@ -31,7 +31,7 @@ from recon_core.structures import (
 
 if TYPE_CHECKING:
     from recon_core.assets import Assets
-    from recon_core.rendering import Fragments, Picture, Scene
+    from recon_core.rendering import FaceProbabilities, Fragments, Picture, Scene, SoftSettings
 
 InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan"]
 OutputKind = Literal["body", "mesh", "image"]
@@ -80,7 +80,7 @@ class BodyModel(nn.Module, ABC):
 class Renderer(ABC):
     """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for scenes and fragments.
 
-    A renderer implements `rasterize`; attributes, texture and light are code over barycentrics that all
+    A renderer implements `rasterize`, `soft_silhouette` and `face_probabilities`; attributes, texture and light are code over barycentrics that all
     renderers share, and so agree between them. Every method takes one Mesh (row i in picture i), several
     meshes (their rows in order), or a Scene that says which row is in which picture; and a Camera of one row a
     picture, or of one row for all. All raise UsageError for meshes that `Scene` refuses and cameras that do not
@@ -98,6 +98,21 @@ class Renderer(ABC):
         near: metres; surfaces nearer to a perspective camera are cut off. An orthographic camera sees all
         depths. Ties go to the smaller face number.
         """
+
+    @abstractmethod
+    def soft_silhouette(
+        self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, settings: SoftSettings | None = None
+    ) -> Float[Tensor, "B 1 H W"]:
+        """Probabilistic coverage in [0, 1]: 1 - prod (1 - D) over the faces (Liu et al., ICCV 2019, equation 6).
+
+        Its gradients reach vertices as far as the blur does; `SoftSettings` says how far.
+        """
+
+    @abstractmethod
+    def face_probabilities(
+        self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, settings: SoftSettings | None = None
+    ) -> FaceProbabilities:
+        """Each face's probability over pixels, W of Li et al., ECCV 2020, equation 5, as a sparse list."""
 
     def render(
         self,

@@ -1,5 +1,6 @@
 """Drawing meshes: scenes, fragments, and the shading that every renderer shares. docs/rendering.md."""
 
+from recon_core.rendering.coverage import FaceProbabilities, SoftSettings
 from recon_core.rendering.fragments import Fragments, Visible
 from recon_core.rendering.picture import Picture, shade
 from recon_core.rendering.scene import Scene
@@ -15,9 +16,11 @@ from recon_core.rendering.shading import (
 )
 
 __all__ = [
+    "FaceProbabilities",
     "Fragments",
     "Picture",
     "Scene",
+    "SoftSettings",
     "Visible",
     "albedo",
     "directional_light",

@@ -26,6 +26,12 @@ class Fragments(Batched):
     barycentrics: Float[Tensor, "B H W 3"]
     depth: Float[Tensor, "B H W"]
 
+    @classmethod
+    def empty(cls, size: tuple[int, int, int], like: Tensor) -> Fragments:
+        """B pictures (B, H, W) of nothing, with the dtype and device of `like`."""
+        zeros = like.new_zeros(size)
+        return cls(torch.full_like(zeros, -1, dtype=torch.int64), like.new_zeros(*size, 3), zeros)
+
     @property
     def mask(self) -> Bool[Tensor, "B 1 H W"]:
         """Where there is a surface. Carries no gradient: see `Renderer.silhouette`."""
@@ -65,7 +71,7 @@ class Visible:
         return self.index // (self.size[1] * self.size[2])
 
     def image(
-        self, values: Float[Tensor, "P C"], background: Float[Tensor, "..."] | float = 0.0
+        self, values: Float[Tensor, "P C"], background: Float[Tensor, ...] | float = 0.0
     ) -> Float[Tensor, "B C H W"]:
         """The values at their pixels, over a background: a number, (C,) or (B, C, H, W)."""
         B, H, W = self.size

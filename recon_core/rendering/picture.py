@@ -28,7 +28,7 @@ def shade(
     scene: Scene,
     fragments: Fragments,
     light: Float[Tensor, "B 9 C"] | None = None,
-    background: Float[Tensor, "..."] | float = 0.0,
+    background: Float[Tensor, ...] | float = 0.0,
 ) -> Picture:
     """Colour the fragments of a scene: albedo, times light where it is given, over a background.
 

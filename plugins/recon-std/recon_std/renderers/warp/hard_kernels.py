@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 import warp as wp
 
-from recon_std.renderers.warp_start import start
+from recon_std.renderers.warp.functions import functions
 
 
 @cache
@@ -19,20 +19,15 @@ def hard_kernels(dtype: torch.dtype) -> SimpleNamespace:
     rasterisation, Olano and Greer, 1997). That holds for vertices behind the camera as well, so clipping at
     the near plane is a comparison at each pixel.
     """
-    start()
-    real = wp.float32 if dtype == torch.float32 else wp.float64
-    vec2 = wp.types.vector(2, real)
-    vec3 = wp.types.vector(3, real)
+    shared = functions(dtype)
+    real, vec2, vec3 = shared.real, shared.vec2, shared.vec3
+    cross, order, pixel_range = shared.cross, shared.order, shared.pixel_range
     vec4 = wp.types.vector(4, real)
-    module = wp.get_module(f"recon_std.renderers.hard_{real.__name__}")
+    module = wp.get_module(f"recon_std.renderers.warp.hard_{real.__name__}")
     # Without fused multiply-adds the edge function of an edge is exactly the negative of that of its reverse, so
     # that no pixel falls between two faces.
     module.options["fuse_fp"] = False
     module.options["enable_backward"] = False
-
-    @wp.func
-    def cross(a: vec2, b: vec2) -> real:
-        return a[0] * b[1] - a[1] * b[0]
 
     @wp.func
     def offset(p: vec3, x: real, y: real, orthographic: int) -> vec2:
@@ -40,14 +35,6 @@ def hard_kernels(dtype: torch.dtype) -> SimpleNamespace:
         if orthographic == 0:
             d = d * p[2]
         return d
-
-    @wp.func
-    def pixel_range(low: real, high: real, size: int) -> wp.vec2i:
-        # Pixels whose centres lie in [low, high]; clamped as reals, since far-off points overflow integers.
-        edge = real(size) + real(1.0)
-        first = wp.ceil(wp.clamp(low, real(-1.0), edge) - real(0.5))
-        last = wp.floor(wp.clamp(high, real(-1.0), edge) - real(0.5))
-        return wp.vec2i(wp.max(int(first), 0), wp.min(int(last), size - 1))
 
     @wp.func
     def grow(box: vec4, u: real, v: real) -> vec4:
@@ -119,12 +106,7 @@ def hard_kernels(dtype: torch.dtype) -> SimpleNamespace:
                 if inside and total != real(0.0):
                     z = (e0 * p0[2] + e1 * p1[2] + e2 * p2[2]) / total
                     if orthographic == 1 or z >= near:
-                        # Signed integers order like the floats whose bits they share once negative ones are flipped.
-                        bits = wp.cast(wp.float32(z), wp.int32)
-                        if bits < 0:
-                            bits = bits ^ 0x7FFFFFFF
-                        key = (wp.int64(bits) << wp.int64(32)) | wp.int64(face)
-                        wp.atomic_min(keys, b, row, column, key)
+                        wp.atomic_min(keys, b, row, column, order(z, face))
 
     @wp.kernel(module=module)
     def resolve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,11 @@ from typing import Any
 
 import torch
 import warp as wp
+from jaxtyping import Int
+from torch import Tensor
+
+ROWS_A_THREAD = 256
+"""A picture with at least this many rows a thread is shared among CPU threads by rows."""
 
 wp.config.log_level = wp.LOG_ERROR
 
@@ -58,5 +64,33 @@ def launch(
     if len(dims) == 1:
         wp.launch(kernel, dims[0], list(inputs[0]), device="cpu")
         return
+    # Before the threads start, so that they do not compile it twice.
+    wp.load_module(kernel.module, device="cpu")
     run = lambda dim, values: wp.launch(kernel, dim, list(values), device="cpu")  # noqa: E731
     list(_threads(torch.get_num_threads()).map(run, dims, inputs))
+
+
+def pixel_jobs(pixels: int, device: torch.device, unit: int = 1) -> list[tuple[int, int]]:
+    """(first pixel, number of pixels) of each launch; on a CPU one a thread, in multiples of `unit`."""
+    threads = 1 if device.type == "cuda" or pixels < 2**15 else torch.get_num_threads()
+    units = pixels // max(unit, 1)
+    step = -(-units // threads) * unit
+    return [(first, min(step, pixels - first)) for first in range(0, pixels, step or 1)]
+
+
+def face_jobs(
+    picture: Int[Tensor, " M"], size: tuple[int, int, int], device: torch.device, bands: bool = True
+) -> list[tuple[int, int, int, int]]:
+    """(first face, number of faces, first row, end row) of each launch.
+
+    On a CPU threads take whole pictures where faces come sorted by picture, else with `bands` bands of rows.
+    """
+    faces, (pictures, height, _) = len(picture), size
+    threads = 1 if device.type == "cuda" else torch.get_num_threads()
+    if threads > 1 and pictures >= threads and bool((picture[1:] >= picture[:-1]).all()):
+        first = torch.arange(0, threads + 1) * pictures // threads
+        cuts = torch.searchsorted(picture, first.to(picture)).tolist()
+        return [(a, b - a, 0, height) for a, b in itertools.pairwise(cuts) if b > a]
+    parts = min(threads, height // ROWS_A_THREAD) or 1 if bands else 1
+    rows = [height * i // parts for i in range(parts + 1)]
+    return [(0, faces, a, b) for a, b in itertools.pairwise(rows)]
