@@ -1,0 +1,191 @@
+"""Rendered people with every annotation: image, masks, parts, depth, joints, parameters; seeded and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recon_core.interfaces import Renderer, Settings
+from recon_core.rendering import Fragments, Scene, directional_light, shade
+from recon_core.structures import Batched, BodyParameters, Camera, Mesh
+from recon_std.bodies.smpl import SMPLBody
+from recon_std.synthetic.backgrounds import random_backgrounds
+from recon_std.synthetic.clothing import Wardrobe
+from recon_std.synthetic.keypoints import KeypointSampler
+
+Backgrounds = Callable[[int, tuple[int, int], torch.Generator], Tensor]
+
+
+class SceneConfig(Settings):
+    """How pictures are drawn from people."""
+
+    size: int = 256
+    """Side of the square picture in pixels."""
+    people: int = 1
+    """People a picture, the further ones partly hidden by the nearer."""
+    margin: tuple[float, float] = (1.05, 1.5)
+    """Side of the picture over the longer side of the first person's box, uniform."""
+    shift: float = 0.08
+    """Largest offset of the box's centre from the picture's, in picture sides."""
+    cut: float = 0.15
+    """Share of pictures that zoom in on a part of the person, so that some joints fall outside."""
+    grain: float = 0.03
+    """Largest standard deviation of pixel noise."""
+    texture: int = 128
+    """Side of the clothing textures in texels."""
+
+
+@dataclass(frozen=True)
+class RenderedPeople(Batched):
+    """B pictures of R people.
+
+    image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) float, anyone. instance: (B, H, W) int64, row of the person
+    seen, -1 for none. part: (B, H, W) int64, smpl24 part seen plus 1, 0 for none. depth: (B, H, W) metres, 0 for
+    none. camera: of the pictures, (B,). body: (R,) in the camera frame. picture: (R,) the picture each person is
+    in. joints: (R, J, 3) metres, joints2d: (R, J, 2) pixels, by skeleton. visible: (R, 24) smpl24 joints that are
+    in the picture and not behind another person. textures: (R, 3, T, T).
+    """
+
+    image: Float[Tensor, "B 3 H W"]
+    mask: Float[Tensor, "B 1 H W"]
+    instance: Int[Tensor, "B H W"]
+    part: Int[Tensor, "B H W"]
+    depth: Float[Tensor, "B H W"]
+    camera: Camera
+    body: BodyParameters
+    picture: Int[Tensor, " R"]
+    visible: Bool[Tensor, "R 24"]
+    textures: Float[Tensor, "R 3 T T"]
+    joints: dict[str, Tensor] = field(default_factory=dict)
+    joints2d: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SceneSampler:
+    """Draws `RenderedPeople`.
+
+    people: where poses, shapes and viewpoints come from. backgrounds: (count, (w, h), generator) -> pictures;
+    random ones by default, or a `BackgroundPhotos`.
+    """
+
+    skeletons = ("smpl24", "coco17", "lsp14")
+
+    def __init__(
+        self,
+        people: KeypointSampler,
+        renderer: Renderer,
+        config: SceneConfig | None = None,
+        backgrounds: Backgrounds = random_backgrounds,
+    ) -> None:
+        body = people.body
+        assert isinstance(body, SMPLBody)
+        self.body, self.people, self.renderer, self.backgrounds = body, people, renderer, backgrounds
+        self.config = config or SceneConfig()
+        self.wardrobe = Wardrobe(body, renderer, self.config.texture)
+        size = self.config.size
+        self.noise = torch.randn(3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def batches(self, count: int, seed: int = 0) -> Iterator[RenderedPeople]:
+        """Endless batches of `count` pictures, the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield self.sample(count, generator)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> RenderedPeople:
+        """`count` pictures."""
+        c = self.config
+        body = self.people.bodies(count * c.people, generator)
+        picture = torch.arange(count).repeat_interleave(c.people)
+        if c.people > 1:
+            body = self._gathered(body, generator)
+        out = self.body(body)
+        camera = self._camera(out.vertices[:: c.people], generator)
+        textures = self.wardrobe.dress(len(body), generator)
+        mesh = Mesh(out.vertices, self.body.faces, self.body.uv, self.body.uv_faces, textures)
+        scene = Scene((mesh,), picture, count)
+        fragments = self.renderer.rasterize(scene, camera)
+        drawn = shade(scene, fragments, self._light(count, generator), self.backgrounds(count, camera.size, generator))
+        image = self._photographed(drawn.image, generator)
+
+        instance, part = self._labels(fragments)
+        joints = {name: self.body.keypoints(body, name) for name in self.skeletons}
+        own = camera[picture]
+        joints2d = {name: own.project(points) for name, points in joints.items()}
+        return RenderedPeople(
+            image, drawn.mask.to(image), instance, part, fragments.depth, camera, body, picture,
+            self._visible(joints2d["smpl24"], instance, picture), textures, joints, joints2d,
+        )  # fmt: skip
+
+    def _labels(self, fragments: Fragments) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
+        """Person seen and part seen at each pixel; only the pixels that show somebody are worked on."""
+        shown = fragments.visible
+        faces = len(self.body.faces)
+        corner = shown.barycentrics.argmax(-1, keepdim=True)
+        vertex = self.body.faces[shown.face % faces].gather(-1, corner)[..., 0]
+        instance = torch.full(shown.size, -1)
+        part = torch.zeros(shown.size, dtype=torch.int64)
+        instance.view(-1)[shown.index] = shown.face // faces
+        part.view(-1)[shown.index] = self.body.parts[vertex] + 1
+        return instance, part
+
+    def _gathered(self, body: BodyParameters, generator: torch.Generator) -> BodyParameters:
+        """Bring each picture's further people near to its first one, so that they overlap in the picture."""
+        groups = body.translation.unflatten(0, (-1, self.config.people))
+        first = groups[:, :1]
+        beside = torch.rand(*groups.shape[:2], 3, generator=generator) - 0.5
+        beside = beside * torch.tensor([1.6, 0.1, 2.0]) + torch.tensor([0.0, 0.0, 0.3])
+        # Nobody nearer to the camera than half of the first person's depth.
+        moved = first + beside * torch.tensor([1.0, 1.0, 0.5])
+        moved = torch.cat([moved[..., :2], moved[..., 2:].clamp_min(0.5 * first[..., 2:])], -1)
+        moved[:, 0] = groups[:, 0]
+        return BodyParameters(body.pose, body.betas, moved.flatten(0, 1))
+
+    def _camera(self, vertices: Float[Tensor, "B V 3"], generator: torch.Generator) -> Camera:
+        """A camera at the origin whose square picture frames these bodies, off the middle and now and then cut."""
+        c, count = self.config, len(vertices)
+        rays = vertices[..., :2] / vertices[..., 2:].clamp_min(0.1)
+        low, high = rays.amin(1), rays.amax(1)
+        side = (high - low).amax(-1)
+        margin = c.margin[0] + (c.margin[1] - c.margin[0]) * torch.rand(count, generator=generator)
+        center = (low + high) / 2
+        zoomed = torch.rand(count, generator=generator) < c.cut
+        margin = torch.where(zoomed, 0.5 + 0.4 * torch.rand(count, generator=generator), margin)
+        offset = 2 * torch.rand(count, 2, generator=generator) - 1
+        center = center + offset * (side * torch.where(zoomed, 0.25, c.shift * margin))[:, None]
+        focal = c.size / (side * margin)
+        return Camera.perspective(focal, (c.size, c.size), c.size / 2 - focal[:, None] * center)
+
+    def _light(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 9 3"]:
+        """A lamp anywhere above (y down: negative) or beside the camera, of random strength and tint."""
+        direction = torch.randn(count, 3, generator=generator) - torch.tensor([0.0, 0.7, 0.7])
+        diffuse = 0.2 + 0.8 * torch.rand(count, 1, 1, generator=generator)
+        ambient = 0.25 + 0.6 * torch.rand(count, 1, 1, generator=generator)
+        lamp = directional_light(direction, ambient=0.0, diffuse=1.0) * diffuse
+        sky = directional_light(direction, ambient=1.0, diffuse=0.0) * ambient
+        tint = 1 + 0.15 * torch.randn(count, 1, 3, generator=generator)
+        return (lamp + sky) * tint
+
+    def _photographed(self, image: Float[Tensor, "B 3 H W"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+        """Softened edges and pixel noise, as a lens and a sensor give."""
+        share = 0.5 * torch.rand(len(image), 1, 1, 1, generator=generator)
+        image = torch.cat([image[..., :1], torch.lerp(image[..., 1:], image[..., :-1], share)], -1)
+        image = torch.cat([image[..., :1, :], torch.lerp(image[..., 1:, :], image[..., :-1, :], share)], -2)
+        grain = torch.rand(len(image), 1, 1, 1, generator=generator) * self.config.grain
+        # One field of noise, rolled anew for each picture: drawing 200,000 normal numbers costs more than rendering.
+        shifts = torch.randint(self.noise.shape[-1], (len(image), 2), generator=generator).tolist()
+        noise = torch.stack([self.noise.roll((dy, dx), (-2, -1)) for dy, dx in shifts])
+        return image.addcmul_(noise, grain).clamp_(0, 1)
+
+    def _visible(
+        self, points: Float[Tensor, "R J 2"], instance: Int[Tensor, "B H W"], picture: Int[Tensor, " R"]
+    ) -> Bool[Tensor, "R J"]:
+        """Joints inside the picture at pixels that show the joint's own person, or nobody."""
+        size = self.config.size
+        inside = ((points >= 0) & (points < size)).all(-1)
+        x, y = points.clamp(0, size - 1).long().unbind(-1)
+        seen = instance[picture[:, None], y, x]
+        return inside & ((seen == torch.arange(len(points))[:, None]) | (seen < 0))
