@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -93,13 +94,10 @@ def _record(
     """`found` with the present state of `rows`."""
     place = lambda all_, some: all_.index_copy(0, rows, some)  # noqa: E731
     was = found.variables
+    names = (f.name for f in dataclasses.fields(was))
+    changed = {n: place(getattr(was, n), getattr(variables, n)) for n in names}
     return Minimum(
-        Variables(
-            place(was.angles, variables.angles),
-            place(was.betas, variables.betas),
-            place(was.root, variables.root),
-            place(was.translation, variables.translation),
-        ),
+        dataclasses.replace(was, **changed),
         place(found.energy, energy),
         found.iterations,
         place(found.converged, converged),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -59,10 +60,14 @@ class Variables(Batched):
         return self.root @ relative[:, None] + place[..., None] * mass
 
 
-def where(condition: Tensor, a: Variables, b: Variables) -> Variables:
+Unknowns = TypeVar("Unknowns", bound=Batched)
+
+
+def where(condition: Tensor, a: Unknowns, b: Unknowns) -> Unknowns:
     """Row by row: a where the condition (N,) holds, b elsewhere."""
     pick = lambda x, y: torch.where(condition.reshape(-1, *[1] * (x.dim() - 1)), x, y)  # noqa: E731
-    return Variables(*(pick(getattr(a, n), getattr(b, n)) for n in ("angles", "betas", "root", "translation")))
+    names = (f.name for f in dataclasses.fields(a))  # type: ignore[arg-type]
+    return dataclasses.replace(a, **{n: pick(getattr(a, n), getattr(b, n)) for n in names})  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
