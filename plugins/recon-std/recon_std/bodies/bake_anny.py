@@ -104,7 +104,7 @@ def sample_anny(people: int, seed: int) -> Anny:
         pelvis = joint[:, :1]
         posed.append((tpose.skin(rest, heads, moved, rotations, bone_weights) - pelvis).astype(np.float32))
         joints.append(joint - pelvis)
-        bones.append((moved - pelvis))
+        bones.append(moved - pelvis)
     bone_heads = np.concatenate(bones)
     regions = {
         name: np.unique(faces[get_face_segmentation_mask(model, [name]).numpy()])
@@ -264,8 +264,8 @@ def main() -> None:
         print(f"{path}: {len(data.template)} vertices, {len(data.faces)} faces, {path.stat().st_size / 1e6:.2f} MB")
     error, betas = shape_error(full, unseen.people.astype(np.float64))
     print(
-        f"{len(unseen.people)} unseen adults: mean vertex error {error * 1e3:.2f} mm, betas of mean "
-        f"{np.abs(betas.mean(0)).max():.2f} (largest) and deviation {betas.std(0).min():.2f} to {betas.std(0).max():.2f}"
+        f"{len(unseen.people)} unseen adults: mean vertex error {error * 1e3:.2f} mm; betas have means of at most "
+        f"{np.abs(betas.mean(0)).max():.2f} and deviations of {betas.std(0).min():.2f} to {betas.std(0).max():.2f}"
     )
 
 

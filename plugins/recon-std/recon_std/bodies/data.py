@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def save_body(data: BodyData, path: Path, compact: bool = False) -> None:
         arrays[f"regressor_{skeleton}_weight"] = regressor.weight.astype(np.float32)
         arrays[f"regressor_{skeleton}_rows"] = np.array(regressor.shape[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
 def load_body_file(path: Path) -> BodyData:

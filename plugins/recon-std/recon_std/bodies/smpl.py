@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from recon_core.errors import UsageError, unknown
 from recon_core.interfaces import BodyModel
+from recon_core.skeletons import SMPL24
 from recon_core.structures import BodyOutput, BodyParameters
 from recon_std.bodies.data import BodyData
+
+CPU_BLOCK = 8
+"""Bodies skinned at a time on a CPU: their blended transforms stay in its cache (twice as fast as 64 at once)."""
 
 
 class SMPLBody(BodyModel):
@@ -23,21 +28,24 @@ class SMPLBody(BodyModel):
     sum_p w_vp (R_p (v - J_p) + t_p) of its shaped rest position v, which for licensed SMPL also carries the
     pose correctives.
 
-    Attributes besides those of BodyModel: weights (V, 24); mirror (V,) partner vertex across the sagittal
-    plane, or None; parts (V,) smpl24 joint that moves the vertex most; anatomy (V,) row of ANATOMICAL_PARTS;
-    torso (V,) 1 front, 2 back of the torso, 0 elsewhere; licence.
+    Attributes besides those of BodyModel. template: (V, 3) metres. shape_directions: (S, V*3) metres a unit of
+    beta. pose_directions: (207, V*3) correctives, or None. mirror: (V,) partner vertex across the sagittal
+    plane, or None where the mesh is not symmetric. parts: (V,) smpl24 joint that moves the vertex most. anatomy:
+    (V,) row of `parts.ANATOMICAL_PARTS`. torso: (V,) row of `parts.TORSO_SIDES`. skeletons: names that
+    `keypoints` and `regress` know. licence: of the body file.
     """
 
     template: Float[Tensor, "V 3"]
     shape_directions: Float[Tensor, "S V3"]
-    weights: Float[Tensor, "V 24"]
+    pose_directions: Float[Tensor, "207 V3"] | None
     joint_template: Float[Tensor, "24 3"]
     joint_directions: Float[Tensor, "24 3 S"]
-    pose_directions: Float[Tensor, "207 V3"] | None
     mirror: Int[Tensor, " V"] | None
     parts: Int[Tensor, " V"]
     anatomy: Int[Tensor, " V"]
     torso: Int[Tensor, " V"]
+    _jumps: Int[Tensor, "N 25"]
+    _parent: Int[Tensor, " 24"]
 
     def __init__(self, data: BodyData, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -46,39 +54,35 @@ class SMPLBody(BodyModel):
         self.parents = tuple(int(p) for p in data.parents)
         self.shape_count = data.shape_directions.shape[-1]
         self.skeletons = tuple(data.regressors)
-        count = len(data.template)
-
-        def keep(name: str, array: np.ndarray | None, integer: bool = False) -> None:
-            value = None if array is None else torch.tensor(np.asarray(array), dtype=torch.int64 if integer else dtype)
-            self.register_buffer(name, value, persistent=False)
-
-        keep("template", data.template)
-        keep("shape_directions", data.shape_directions.reshape(count * 3, -1).T)
-        keep("weights", data.weights)
-        posed = data.pose_directions
-        keep("pose_directions", None if posed is None else posed.reshape(count * 3, -1).T)
-        joints = data.regressors["smpl24"].dense()
-        keep("joint_template", joints @ data.template)
-        keep("joint_directions", np.einsum("jv,vis->jis", joints, data.shape_directions))
-        for name in ("faces", "uv_faces", "mirror", "parts", "anatomy", "torso"):
-            keep(name, getattr(data, name), integer=True)
-        keep("uv", data.uv)
-        # Ancestors at distance 1, 2, 4, 8: four doublings of them reach any joint's root (depth of SMPL: 8).
-        jumps, ancestor = [], [24 if p < 0 else p for p in self.parents] + [24]
-        while any(a != 24 for a in ancestor):
-            jumps.append(ancestor)
-            ancestor = [ancestor[a] for a in ancestor]
-        keep("_jumps", np.array(jumps), integer=True)
-        keep("_parent", np.maximum(data.parents, 0), integer=True)
-        for skeleton, regressor in data.regressors.items():
-            dense = regressor.dense()
-            used = np.unique(regressor.vertex)
-            keep(f"_regressor_vertices_{skeleton}", used, integer=True)
-            keep(f"_regressor_{skeleton}", dense[:, used])
         self._bases: dict[str, tuple[Tensor, Tensor]] = {}
+        self._corrective_bases: dict[str, Tensor] = {}
+
+        # Buffers are not part of the state: a checkpoint of a method holds no copy of the body.
+        def keep(name: str, array: np.ndarray | None, integer: bool = False) -> None:
+            kind = torch.int64 if integer else dtype
+            self.register_buffer(name, None if array is None else torch.tensor(array, dtype=kind), persistent=False)
+
+        # Tensors made in inference mode could not be used in training later.
+        with torch.inference_mode(False):
+            keep("template", data.template)
+            keep("shape_directions", _flat(data.shape_directions))
+            keep("pose_directions", None if data.pose_directions is None else _flat(data.pose_directions))
+            keep("weights", data.weights)
+            joints = data.regressors["smpl24"].dense()
+            keep("joint_template", joints @ data.template)
+            keep("joint_directions", np.einsum("jv,vis->jis", joints, data.shape_directions))
+            keep("uv", data.uv)
+            for name in ("faces", "uv_faces", "mirror", "parts", "anatomy", "torso"):
+                keep(name, getattr(data, name), integer=True)
+            keep("_jumps", _ancestors(self.parents), integer=True)
+            keep("_parent", np.maximum(data.parents, 0), integer=True)
+            for skeleton, regressor in data.regressors.items():
+                used = np.unique(regressor.vertex)
+                keep(f"_regressor_{skeleton}", regressor.dense()[:, used])
+                keep(f"_regressor_vertices_{skeleton}", used, integer=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SMPLBody:
-        self._bases = {}
+        self._bases, self._corrective_bases = {}, {}
         return super()._apply(fn, recurse)
 
     @property
@@ -86,36 +90,37 @@ class SMPLBody(BodyModel):
         return self.template.shape[0]
 
     def rest_joints(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B 24 3"]:
-        """Joints of the shaped body in the T-pose, metres."""
-        S = self._shape_count(betas)
-        return self.joint_template + torch.einsum("jis,bs->bji", self.joint_directions[..., :S], betas)
+        """Joints of the shaped body in the T-pose, metres. Fewer betas than `shape_count` leave the rest at 0."""
+        count = self._count(betas)
+        flat = torch.addmm(
+            self.joint_template.reshape(1, -1), betas, self.joint_directions[..., :count].flatten(0, 1).T
+        )
+        return flat.view(len(betas), 24, 3)
 
-    def _shape_count(self, betas: Tensor) -> int:
+    def rest_vertices(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B V 3"]:
+        """Vertices of the shaped body in the T-pose, metres, without pose correctives."""
+        flat = torch.addmm(self.template.reshape(1, -1), betas, self.shape_directions[: self._count(betas)])
+        return flat.view(len(betas), self.vertex_count, 3)
+
+    def _count(self, betas: Tensor) -> int:
         if betas.shape[-1] > self.shape_count:
             raise UsageError(f"body {self.name} has {self.shape_count} shape directions, got {betas.shape[-1]} betas")
         return betas.shape[-1]
 
-    def rest_vertices(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B V 3"]:
-        """Vertices of the shaped body in the T-pose, metres, without pose correctives."""
-        S = self._shape_count(betas)
-        flat = torch.addmm(self.template.reshape(1, -1), betas, self.shape_directions[:S])
-        return flat.unflatten(-1, (-1, 3))
-
     def kinematics(
         self, body: BodyParameters
     ) -> tuple[Float[Tensor, "B 24 3 3"], Float[Tensor, "B 24 3"], Float[Tensor, "B 24 3"]]:
-        """Global rotations R_p, posed joints t_p, and rest joints J_p."""
+        """Global rotations R_p, posed joints t_p (both in the frame of `body`), and rest joints J_p."""
         rest = self.rest_joints(body.betas)
         offset = rest - rest[:, self._parent]
         offset = torch.cat([(rest[:, 0] + body.translation)[:, None], offset[:, 1:]], 1)
-        local = torch.cat([body.pose, offset[..., None]], -1)
         # Row 24 is the identity: the ancestor of the root.
-        eye = torch.eye(4).to(local)[:3].expand(len(rest), 1, 3, 4)
-        chain = torch.cat([local, eye], 1)
-        for jump in self._jumps:
-            above = chain[:, jump]
-            turned = above[..., :3] @ chain
-            chain = torch.cat([turned[..., :3], turned[..., 3:] + above[..., 3:]], -1)
+        eye = torch.eye(3, 4, dtype=rest.dtype, device=rest.device).expand(len(rest), 1, 3, 4)
+        chain = torch.cat([torch.cat([body.pose, offset[..., None]], -1), eye], 1)
+        for ancestor in self._jumps:
+            above = chain[:, ancestor]
+            moved = above[..., :3] @ chain
+            chain = torch.cat([moved[..., :3], moved[..., 3:] + above[..., 3:]], -1)
         return chain[:, :24, :, :3], chain[:, :24, :, 3], rest
 
     def joints(self, body: BodyParameters) -> Float[Tensor, "B 24 3"]:
@@ -127,59 +132,117 @@ class SMPLBody(BodyModel):
         rotation, joints, rest = self.kinematics(body)
         vertices = self.rest_vertices(body.betas)
         if self.pose_directions is not None:
-            bend = (body.pose[:, 1:] - torch.eye(3).to(body.pose)).flatten(1)
-            vertices = vertices + (bend @ self.pose_directions).unflatten(-1, (-1, 3))
+            vertices = vertices + (_bend(body) @ self.pose_directions).view_as(vertices)
         transforms = torch.cat([rotation, joints[..., None] - rotation @ rest[..., None]], -1)
-        blended = (self.weights @ transforms.flatten(2)).unflatten(-1, (3, 4))
-        skinned = (blended[..., :3] @ vertices[..., None])[..., 0] + blended[..., 3]
-        return BodyOutput(skinned, joints, transforms)
+        return BodyOutput(self._skin(transforms, vertices), joints, transforms)
 
-    def _regressor(self, skeleton: str) -> tuple[Tensor, Tensor]:
-        if skeleton not in self.skeletons:
-            raise unknown(f"keypoint regressor of body {self.name}", skeleton, self.skeletons)
-        return getattr(self, f"_regressor_{skeleton}"), getattr(self, f"_regressor_vertices_{skeleton}")
+    def _skin(self, transforms: Float[Tensor, "B 24 3 4"], vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B V 3"]:
+        block = CPU_BLOCK if vertices.device.type == "cpu" else max(len(vertices), 1)
+        weights = self.weights.T.contiguous()
+        skinned = []
+        for matrix, rest in zip(transforms.split(block), vertices.split(block), strict=True):
+            # Coordinates before vertices: sums run over long contiguous rows.
+            blended = (matrix.permute(0, 2, 3, 1).reshape(-1, 24) @ weights).view(len(rest), 3, 4, self.vertex_count)
+            x, y, z = rest.transpose(1, 2).contiguous()[:, :, None].unbind(1)
+            moved = torch.addcmul(blended[:, :, 3], blended[:, :, 0], x)
+            moved = torch.addcmul(moved, blended[:, :, 1], y)
+            moved = torch.addcmul(moved, blended[:, :, 2], z)
+            skinned.append(moved.transpose(1, 2))
+        return torch.cat(skinned)
 
     def regress(self, vertices: Float[Tensor, "B V 3"], skeleton: str) -> Float[Tensor, "B J 3"]:
         """Joints of a named skeleton from posed vertices. Raises UsageError when there is no such regressor."""
         matrix, used = self._regressor(skeleton)
         return matrix @ vertices[:, used]
 
+    def _regressor(self, skeleton: str) -> tuple[Float[Tensor, "K U"], Int[Tensor, " U"]]:
+        if skeleton not in self.skeletons:
+            raise unknown(f"keypoint regressor of body {self.name}", skeleton, self.skeletons)
+        return getattr(self, f"_regressor_{skeleton}"), getattr(self, f"_regressor_vertices_{skeleton}")
+
     def keypoint_basis(self, skeleton: str) -> tuple[Float[Tensor, "K 24 3 S1"], Float[Tensor, "K 24"]]:
-        """(basis, c) of the closed form of a regressed joint, S1 = 1 + shape_count.
+        """(basis, c) of the closed form of regressed joints, S1 = 1 + shape_count. Treat them as read-only.
 
         x_k = sum_p R_p (b_kp - c_kp J_p) + c_kp t_p with b = basis[..., 0] + basis[..., 1:] @ betas: c_kp is the
-        weight joint p has in keypoint k, b_kp the part of its rest place that p carries. For "smpl24", the
-        kinematic joints themselves. Do not write to the tensors: they are kept.
+        weight that joint p has in keypoint k, b_kp the part of its rest place that p carries. For "smpl24",
+        the kinematic joints themselves. Pose correctives are not in it (see `keypoints`). Raises UsageError
+        when there is no such regressor.
         """
         if skeleton not in self._bases:
-            if skeleton == "smpl24":
-                c = torch.eye(24).to(self.template)
-                linear = torch.cat([self.joint_template[..., None], self.joint_directions], -1)
-                basis = c[:, :, None, None] * linear[None]
-            else:
-                matrix, used = self._regressor(skeleton)
-                share = torch.einsum("kv,vp->kpv", matrix, self.weights[used])
-                c = share.sum(-1)
-                directions = self.shape_directions.unflatten(-1, (-1, 3))[:, used]
-                linear = torch.cat([self.template[used][..., None], directions.permute(1, 2, 0)], -1)
-                basis = torch.einsum("kpv,vis->kpis", share, linear)
-            self._bases[skeleton] = (basis, c)
+            with torch.inference_mode(False), torch.no_grad():
+                self._bases[skeleton] = self._make_basis(skeleton)
         return self._bases[skeleton]
 
+    def _make_basis(self, skeleton: str) -> tuple[Tensor, Tensor]:
+        if skeleton == SMPL24.name:
+            c = torch.eye(len(SMPL24), dtype=self.weights.dtype, device=self.weights.device)
+            linear = torch.cat([self.joint_template[..., None], self.joint_directions], -1)
+            return c[:, :, None, None] * linear, c
+        matrix, used = self._regressor(skeleton)
+        share = matrix[:, None] * self.weights[used].T
+        directions = self.shape_directions.unflatten(-1, (-1, 3))[:, used]
+        linear = torch.cat([self.template[used][..., None], directions.permute(1, 2, 0)], -1)
+        return torch.einsum("kpv,vis->kpis", share, linear), share.sum(-1)
+
+    def _corrective_basis(self, skeleton: str) -> Float[Tensor, "K 24 3 207"]:
+        """What the pose correctives add to b_kp, for each number of R_1..R_23 - I."""
+        assert self.pose_directions is not None
+        if skeleton not in self._corrective_bases:
+            with torch.inference_mode(False), torch.no_grad():
+                matrix, used = self._regressor(skeleton)
+                share = matrix[:, None] * self.weights[used].T
+                directions = self.pose_directions.unflatten(-1, (-1, 3))[:, used]
+                self._corrective_bases[skeleton] = torch.einsum("kpv,qvi->kpiq", share, directions)
+        return self._corrective_bases[skeleton]
+
     def keypoints(self, body: BodyParameters, skeleton: str) -> Float[Tensor, "B J 3"]:
-        """Joints of a named skeleton without skinning the mesh: `regress` of the skinned vertices.
+        """Joints of a named skeleton, metres, without skinning the mesh: `regress` of the skinned vertices.
 
-        "smpl24" are the kinematic joints, which the regressor finds again from posed vertices only nearly.
-        Pose correctives of licensed bodies, a few millimetres at the joints, are left out.
+        Pose correctives are included. "smpl24" are the kinematic joints (`joints`), which the regressor, made
+        for the rest body, finds again from posed vertices only nearly.
         """
-        return self.points(body, *self.keypoint_basis(skeleton))
-
-    def points(
-        self, body: BodyParameters, basis: Float[Tensor, "K 24 3 S1"], c: Float[Tensor, "K 24"]
-    ) -> Float[Tensor, "B K 3"]:
-        """Points that ride on the body, given as rows of one or several `keypoint_basis`."""
+        if skeleton == SMPL24.name:
+            return self.joints(body)
+        basis, c = self.keypoint_basis(skeleton)
         rotation, joints, rest = self.kinematics(body)
-        S = self._shape_count(body.betas)
-        b = basis[..., 0] + torch.einsum("kpis,bs->bkpi", basis[..., 1 : S + 1], body.betas)
-        carried = b - c[..., None] * rest[:, None]
+        directions = basis[..., 1 : 1 + self._count(body.betas)].flatten(0, 2)
+        carried = torch.addmm(basis[..., 0].reshape(1, -1), body.betas, directions.T)
+        if self.pose_directions is not None:
+            carried = carried + _bend(body) @ self._corrective_basis(skeleton).flatten(0, 2).T
+        carried = carried.view(len(rest), len(c), 24, 3) - c[..., None] * rest[:, None]
         return carried.flatten(2) @ rotation.transpose(-1, -2).flatten(1, 2) + c @ joints
+
+
+def mirrored(body: BodyParameters) -> BodyParameters:
+    """The same bodies seen in a mirror on the plane x = 0 of the frame they stand in: left becomes right.
+
+    Vertex v of the result is vertex `mirror[v]` of the original with x negated, for a body with `mirror` whose
+    shape directions are symmetric.
+    """
+    flip = body.pose.new_tensor([-1.0, 1.0, 1.0])
+    pose = body.pose[:, list(SMPL24.mirror)] * flip[:, None] * flip
+    return dataclasses.replace(body, pose=pose, translation=body.translation * flip)
+
+
+def _bend(body: BodyParameters) -> Float[Tensor, "B 207"]:
+    """How far each joint but the root is from rest: what pose correctives are linear in (equation 9)."""
+    return (body.pose[:, 1:] - torch.eye(3).to(body.pose)).flatten(1)
+
+
+def _flat(directions: np.ndarray) -> np.ndarray:
+    """(V, 3, N) to (N, V*3)."""
+    return np.ascontiguousarray(directions.reshape(-1, directions.shape[-1]).T)
+
+
+def _ancestors(parents: tuple[int, ...]) -> np.ndarray:
+    """Ancestors at distance 1, 2, 4, ... of every joint, up to its deepest; row 24 stands for none.
+
+    Composing each transform with its ancestor's at doubled distances gives all global ones in four steps.
+    """
+    none = len(parents)
+    ancestor = [none if p < 0 else p for p in parents] + [none]
+    jumps = []
+    while any(a != none for a in ancestor):
+        jumps.append(ancestor)
+        ancestor = [ancestor[a] for a in ancestor]
+    return np.array(jumps)

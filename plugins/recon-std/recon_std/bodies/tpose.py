@@ -30,6 +30,12 @@ JOINT_BONES: dict[str, tuple[str, ...]] = {
 FINGER_CURL = 0.35
 """How much of the fingers' curl in Anny's rest stays in the T-pose: 0 straight, 1 as it was."""
 
+TWIST_SHARES = {"lowerarm01": 0.25, "lowerarm02": 0.7}
+"""How much of the turn between elbow and hand (from the palm-forward side to palm down) each forearm bone takes."""
+
+HIP_INSET = 0.88
+"""Anny's thigh bones begin outside the femoral heads; the hip joints lie at this share of their distance apart."""
+
 
 def to_body_frame(points: np.ndarray) -> np.ndarray:
     """Anny's frame (z up, facing -y) to the body frame (y up, facing +z)."""
@@ -86,20 +92,17 @@ def tpose_rotations(heads: np.ndarray, labels: list[str]) -> np.ndarray:
         relative = hand @ np.swapaxes(forearm, -1, -2)
         twist = np.arctan2(relative[:, 2, 1] - relative[:, 1, 2], relative[:, 1, 1] + relative[:, 2, 2])
         turn[f"upperarm01.{s}"] = turn[f"upperarm02.{s}"] = arm
-        turn[f"lowerarm01.{s}"] = _about_x(0.25 * twist) @ forearm
-        turn[f"lowerarm02.{s}"] = _about_x(0.7 * twist) @ forearm
+        for bone, part in TWIST_SHARES.items():
+            turn[f"{bone}.{s}"] = _about_x(part * twist) @ forearm
         turn[f"wrist.{s}"] = hand
         for bone in ("metacarpal1", "metacarpal2", "metacarpal3", "metacarpal4", "finger1-1", "finger1-2", "finger1-3"):
             turn[f"{bone}.{s}"] = hand
         for f in "2345":
-            last = None
-            for k in "123":
-                here = at[f"finger{f}-{k}.{s}"]
-                if k != "3":
-                    last = at[f"finger{f}-{int(k) + 1}.{s}"] - here
-                posed = np.einsum("nij,nj->ni", hand, last)
-                wanted = posed * np.array([1.0, FINGER_CURL, 1.0])
-                turn[f"finger{f}-{k}.{s}"] = _between(posed, wanted) @ hand
+            knuckle, middle_joint, last_joint = (at[f"finger{f}-{k}.{s}"] for k in "123")
+            # The last phalanx has no head beyond it; it goes on in the direction of the one before.
+            for k, bone in zip("123", (middle_joint - knuckle, *[last_joint - middle_joint] * 2), strict=True):
+                along = np.einsum("nij,nj->ni", hand, bone)
+                turn[f"finger{f}-{k}.{s}"] = _between(along, along * np.array([1.0, FINGER_CURL, 1.0])) @ hand
         thigh = at[f"lowerleg01.{s}"] - at[f"upperleg01.{s}"]
         shank = at[f"foot.{s}"] - at[f"lowerleg01.{s}"]
         for name, bone in (("upperleg", thigh), ("lowerleg", shank)):
@@ -147,8 +150,7 @@ def smpl_joints(posed: np.ndarray, labels: list[str], joints: tuple[str, ...]) -
     """The 24 SMPL joints (N, 24, 3) of posed Anny bones.
 
     They are the heads of the bones in `JOINT_BONES`, with three changes towards SMPL's anatomy: the pelvis lies
-    between Anny's two lowest vertebrae; the hips, which Anny has outside the femoral heads, move in
-    by 12 %; the hand is the middle of the two central knuckles.
+    between Anny's two lowest vertebrae; the hips, which Anny has outside the femoral heads, move in; the hand is the middle of the two central knuckles.
     """
     at = {name: posed[:, i] for i, name in enumerate(labels)}
     result = np.empty((len(posed), len(joints), 3))
@@ -160,7 +162,7 @@ def smpl_joints(posed: np.ndarray, labels: list[str], joints: tuple[str, ...]) -
         if joint == "pelvis":
             result[:, i] = (at["root"] + at["spine04"]) / 2
         elif rest == "hip":
-            result[:, i] = at[names[0]] * np.array([0.88, 1.0, 1.0])
+            result[:, i] = at[names[0]] * np.array([HIP_INSET, 1.0, 1.0])
         elif rest == "hand":
             result[:, i] = (at[f"finger3-1.{letter}"] + at[f"finger4-1.{letter}"]) / 2
         else:
