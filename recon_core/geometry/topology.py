@@ -1,43 +1,64 @@
-"""Connectivity of triangle meshes and the operators that follow from it. Pure functions.
+"""Connectivity of triangle meshes and the operators that follow from it: pure functions.
 
-faces: (F, 3) int64 rows of vertices, counter-clockwise seen from outside. A mesh may have borders and pieces; an
-edge shared by more than two faces counts each pair of them once.
+faces: (F, 3) int64 rows of vertices, counter-clockwise seen from outside. A mesh may have borders and pieces.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
-def half_edges(faces: Int[Tensor, "F 3"]) -> Int[Tensor, "3F 2"]:
-    """The directed edges of all faces: those from corner 0 to 1, then 1 to 2, then 2 to 0."""
-    return torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+@dataclass(frozen=True)
+class Edges:
+    """The E undirected edges of a mesh.
+
+    vertices: (E, 2), the smaller index first, rows ascending. faces: (E, 2), two of the faces that meet there; the
+    second is -1 at a border. manifold: (E,) bool, exactly two faces meet and they agree on which side is outside.
+    """
+
+    vertices: Int[Tensor, "E 2"]
+    faces: Int[Tensor, "E 2"]
+    manifold: Int[Tensor, " E"]
 
 
-def edges(faces: Int[Tensor, "F 3"]) -> Int[Tensor, "E 2"]:
-    """Each undirected edge once, lower vertex first, in ascending order."""
-    return half_edges(faces).sort(1).values.unique(dim=0)
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    """The edges of a mesh. Remembered as long as `faces` lives and is not changed."""
+    known = _known.get(faces)
+    if known is None or known[0] != faces._version:
+        known = (faces._version, _edges(faces.long()))
+        _known[faces] = known
+    return known[1]
+
+
+def _edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    start, end = faces.reshape(-1), faces.roll(-1, 1).reshape(-1)
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    key = low * (int(high.max()) + 1 if len(high) else 1) + high
+    order = key.argsort(stable=True)
+    _, counts = torch.unique_consecutive(key[order], return_counts=True)
+    first = counts.cumsum(0) - counts
+    one = order[first]
+    paired = counts > 1
+    two = order[torch.where(paired, first + 1, first)]
+    # A half edge belongs to face index // 3. Neighbours that agree run along their edge in opposite directions.
+    neighbours = torch.stack([one // 3, torch.where(paired, two // 3, -1)], 1)
+    manifold = (counts == 2) & (start[one] != start[two])
+    return Edges(torch.stack([low[one], high[one]], 1), neighbours, manifold)
 
 
 def adjacent_faces(faces: Int[Tensor, "F 3"]) -> Int[Tensor, "P 2"]:
-    """Pairs of faces that share an edge, lower face first. Edges on the border have none."""
-    directed = half_edges(faces).sort(1).values
-    _, edge = directed.unique(dim=0, return_inverse=True)
-    face = torch.arange(len(faces), device=faces.device).repeat(3)
-    # Half edges of one edge come together; those of an edge k steps apart in the run are a pair, for each k.
-    order = edge.argsort(stable=True)
-    edge, face = edge[order], face[order]
-    pairs = []
-    step = 1
-    while step < len(edge) and (same := edge[step:] == edge[:-step]).any():
-        pairs.append(torch.stack([face[:-step][same], face[step:][same]], 1))
-        step += 1
-    if not pairs:
-        return faces.new_zeros(0, 2)
-    return torch.cat(pairs).sort(1).values.unique(dim=0)
+    """Pairs of faces that share an edge, one for each edge that is no border."""
+    pairs = edges(faces).faces
+    return pairs[pairs[:, 1] >= 0]
 
 
 def face_normals(
@@ -54,18 +75,23 @@ def face_areas(vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"]) -> F
     return face_normals(vertices, faces, unit=False).norm(dim=-1) / 2
 
 
+def vertex_areas(vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "B V"]:
+    """A third of the areas of the faces around each vertex, m^2: the lumped mass matrix."""
+    third = face_areas(vertices, faces) / 3
+    out = vertices.new_zeros(vertices.shape[:2])
+    return out.index_add(1, faces.T.reshape(-1), third.repeat(1, 3))
+
+
 def uniform_laplacian(
     faces: Int[Tensor, "F 3"], vertex_count: int, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "V V"]:
     """Sparse L = I - D^-1 A: (L x)_i = x_i - mean of its neighbours' x; a row of zeros where there are none."""
-    pair = edges(faces)
+    pair = edges(faces).vertices
     i, j = torch.cat([pair, pair.flip(1)]).T
     degree = torch.bincount(i, minlength=vertex_count).to(dtype or torch.get_default_dtype())
     linked = (degree > 0).nonzero()[:, 0]
-    rows = torch.cat([i, linked])
-    columns = torch.cat([j, linked])
     values = torch.cat([-1 / degree[i], torch.ones_like(degree[linked])])
-    return _sparse(rows, columns, values, vertex_count)
+    return _sparse(torch.cat([i, linked]), torch.cat([j, linked]), values, vertex_count)
 
 
 def cotangent_weights(
@@ -76,13 +102,14 @@ def cotangent_weights(
     An edge's weight is the sum over its half edges. A face without area has weights of 0.
     """
     corners = vertices[faces]
-    angles = []
+    pairs, weights = [], []
     for start, end, opposite in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         u, v = corners[:, start] - corners[:, opposite], corners[:, end] - corners[:, opposite]
         twice_area = torch.linalg.cross(u, v).norm(dim=-1)
         flat = twice_area <= torch.finfo(vertices.dtype).tiny
-        angles.append(torch.where(flat, 0.0, (u * v).sum(-1) / torch.where(flat, 1.0, twice_area)))
-    return half_edges(faces), torch.cat(angles) / 2
+        weights.append(torch.where(flat, 0.0, (u * v).sum(-1) / torch.where(flat, 1.0, twice_area)) / 2)
+        pairs.append(faces[:, [start, end]])
+    return torch.cat(pairs), torch.cat(weights)
 
 
 def cotangent_laplacian(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V V"]:
@@ -90,17 +117,10 @@ def cotangent_laplacian(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"
 
     Positive semi-definite; rows sum to 0; no mass matrix is divided out.
     """
-    directed, weight = cotangent_weights(vertices, faces)
-    i, j = directed.T
+    half_edges, weight = cotangent_weights(vertices, faces)
+    i, j = half_edges.T
     rows, columns = torch.cat([i, j, i, j]), torch.cat([j, i, i, j])
     return _sparse(rows, columns, torch.cat([-weight, -weight, weight, weight]), len(vertices))
-
-
-def vertex_areas(vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "B V"]:
-    """A third of the areas of the faces around each vertex, m^2: the lumped mass matrix."""
-    third = face_areas(vertices, faces) / 3
-    out = vertices.new_zeros(vertices.shape[:2])
-    return out.index_add(1, faces.T.reshape(-1), third.repeat(1, 3))
 
 
 def apply_sparse(operator: Float[Tensor, "N V"], x: Float[Tensor, "B V C"]) -> Float[Tensor, "B N C"]:
@@ -111,4 +131,5 @@ def apply_sparse(operator: Float[Tensor, "N V"], x: Float[Tensor, "B V C"]) -> F
 
 
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
-    return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (size, size)).coalesce()
+    index = torch.stack([rows, columns])
+    return torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True).coalesce()

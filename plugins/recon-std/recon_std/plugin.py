@@ -40,3 +40,22 @@ def recon_register(register: Registrar) -> None:
         "recon_std.priors.adversarial:AdversarialPrior",
         summary="HMR's factorised discriminator, trained on motion capture; not normalised",
     )
+    register.loss("keypoints2d", "recon_std.losses.keypoints:Keypoints2DLoss", summary="reprojection error of joints")
+    register.loss(
+        "keypoints3d", "recon_std.losses.keypoints:Keypoints3DLoss", summary="3D joints, relative to a root or not"
+    )
+    register.loss(
+        "body-parameters", "recon_std.losses.body:BodyParametersLoss", summary="rotation matrices and betas, squared"
+    )
+    register.loss("vertices", "recon_std.losses.body:VerticesLoss", summary="corresponding vertices")
+    register.loss(
+        "mesh-laplacian", "recon_std.losses.mesh:MeshLaplacianLoss", summary="smooth meshes; uniform or cotangent"
+    )
+    register.loss("flatness", "recon_std.losses.mesh:FlatnessLoss", summary="small angles between adjacent faces")
+    register.loss("edge-length", "recon_std.losses.mesh:EdgeLengthLoss", summary="short, or unchanged, edges")
+    register.loss("iou", "recon_std.losses.silhouettes:IoULoss", summary="overlap of soft masks")
+    for game, summary in (("lsgan", "least squares"), ("wgan", "Wasserstein")):
+        for side in ("generator", "discriminator"):
+            register.loss(
+                f"{game}-{side}", f"recon_std.losses.adversarial:{game}_{side}", summary=f"{summary} game, the {side}"
+            )

@@ -1,0 +1,1 @@
+"""Losses used across the papers: each (prediction, target) to per-sample values, by registered name."""
