@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from recon_core.structures import (
 
 if TYPE_CHECKING:
     from recon_core.assets import Assets
+    from recon_core.images import Photo
     from recon_core.rendering import FaceProbabilities, Fragments, Picture, Scene, SoftSettings
 
 InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan"]
@@ -80,8 +82,8 @@ class BodyModel(nn.Module, ABC):
 class Renderer(ABC):
     """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for scenes and fragments.
 
-    A renderer implements `rasterize`, `soft_silhouette` and `face_probabilities`; attributes, texture and light are code over barycentrics that all
-    renderers share, and so agree between them. Every method takes one Mesh (row i in picture i), several
+    A renderer implements `rasterize`, `soft_silhouette` and `face_probabilities`; attributes, texture, light and
+    antialiasing are code over fragments that all renderers share. Every method takes one Mesh (row i in picture i), several
     meshes (their rows in order), or a Scene that says which row is in which picture; and a Camera of one row a
     picture, or of one row for all. All raise UsageError for meshes that `Scene` refuses and cameras that do not
     match them. Pixels, metres, camera frame: as in `recon_core.structures`.
@@ -114,6 +116,17 @@ class Renderer(ABC):
     ) -> FaceProbabilities:
         """Each face's probability over pixels, W of Li et al., ECCV 2020, equation 5, as a sparse list."""
 
+    def silhouette(
+        self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, near: float = 0.01
+    ) -> Float[Tensor, "B 1 H W"]:
+        """Antialiased coverage in [0, 1]: sharp, with gradients to the vertices of the outline."""
+        from recon_core.rendering import Scene, outline
+
+        scene = Scene.separate(meshes)
+        fragments = self.rasterize(scene, camera, near)
+        covered = fragments.mask.to(fragments.depth.dtype)
+        return outline(scene, camera, fragments, near).blend(covered).clamp(0, 1)
+
     def render(
         self,
         meshes: Mesh | Sequence[Mesh] | Scene,
@@ -121,12 +134,20 @@ class Renderer(ABC):
         light: Float[Tensor, "B 9 C"] | None = None,
         background: Tensor | float = 0.0,
         near: float = 0.01,
+        antialias: bool = False,
     ) -> Picture:
-        """Coloured pictures of meshes: their texture, else their colors, else grey. See `rendering.shade`."""
-        from recon_core.rendering import Scene, shade
+        """Coloured pictures of meshes: their texture, else their colors, else grey. See `rendering.shade`.
+
+        antialias: smooth the border between surface and background, which gives the image gradients to the
+        outline's vertices as well.
+        """
+        from recon_core.rendering import Scene, outline, shade
 
         scene = Scene.separate(meshes)
-        return shade(scene, self.rasterize(scene, camera, near), light, background)
+        picture = shade(scene, self.rasterize(scene, camera, near), light, background)
+        if not antialias:
+            return picture
+        return replace(picture, image=outline(scene, camera, picture.fragments, near).blend(picture.image))
 
 
 class Prior(nn.Module, ABC):
@@ -188,6 +209,9 @@ class Fitter(ABC):
     Config: ClassVar[type[Settings]] = Settings
     default_priors: ClassVar[tuple[str, ...]] = ()
 
+    def __init__(self, config: Settings | None = None) -> None:
+        self.config = config or self.Config()
+
     @abstractmethod
     def fit(
         self,
@@ -211,9 +235,16 @@ class Detector(ABC):
     gives: ClassVar[frozenset[str]]
     """Which of box, keypoints, mask it fills."""
 
+    def __init__(self, config: Settings | None = None) -> None:
+        self.config = config or self.Config()
+
     @abstractmethod
     def detect(self, image: np.ndarray) -> list[Detection]:
         """image: (H, W, 3) uint8 RGB, upright. Best first; an empty list when there is nobody."""
+
+    def detect_photo(self, photo: Photo) -> list[Detection]:
+        """What the pipeline calls. Readers of detections made elsewhere go by the photo's file name instead."""
+        return self.detect(photo.pixels)
 
 
 class Dataset(ABC):

@@ -164,7 +164,7 @@ def people_from_bodies(
     scores: Sequence[float],
     keypoints: Keypoints | None = None,
     samples: Samples | None = None,
-    fits: Sequence[Mapping[str, Any]] | None = None,
+    fits: Sequence[Mapping[str, Any] | None] | None = None,
 ) -> list[Person]:
     """Skin, regress and project B bodies, given in the camera frame of `camera` (one camera).
 

@@ -108,9 +108,7 @@ def result_record(reconstruction: Reconstruction) -> ResultRecord:
         camera=CameraRecord(K=_rounded(camera.K[0].cpu().numpy(), 6), orthographic=camera.orthographic),
         people=[_person(person) for person in reconstruction.people],
         objects=[_object(item) for item in reconstruction.objects],
-        images=[
-            _image(item, image_name(i, len(reconstruction.images))) for i, item in enumerate(reconstruction.images)
-        ],
+        images=[_image(item, image_name(i, len(images))) for i, item in enumerate(images)],
     )
 
 
