@@ -130,20 +130,24 @@ class Configuration:
     def _complaint(self, section: str, model: type[BaseModel], error: ValidationError) -> UsageError:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])
-        blamed = [a for a in self.assignments if a.section == section and a.path == path[: len(a.path)]]
-        in_file = _holds(self.tables.get(section, {}), path)
-        where = (
-            str(blamed[-1])
-            if blamed
-            else f"--config {self.origin} [{section}]"
-            if in_file
-            else f"settings of {section}"
-        )
+        blamed = [a for a in self.assignments if a.section == section and _overlap(a.path, path)]
+        if blamed:
+            where = str(blamed[-1])
+        elif _holds(self.tables.get(section, {}), path):
+            where = f"--config {self.origin} [{section}]"
+        else:
+            where = f"settings of {section}"
         name = ".".join(path)
         if first["type"] == "extra_forbidden":
             return UsageError(f"{where}: unknown setting '{name}'{nearest(path[-1], _fields(model, path[:-1]))}")
         message = first["msg"].removeprefix("Value error, ")
-        return UsageError(f"{where}: {name}: {message[:1].lower()}{message[1:]}")
+        message = message[:1].lower() + message[1:]
+        return UsageError(f"{where}: {name}: {message}" if name else f"{where}: {message}")
+
+
+def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
+    """One path leads to, or through, the other. An error of the whole section (no path) has no one to blame."""
+    return bool(b) and all(x == y for x, y in zip(a, b, strict=False))
 
 
 def _kinds(error: ValidationError) -> set[tuple[str, tuple[str, ...]]]:

@@ -1,0 +1,7 @@
+"""python -m recon_core.cli"""
+
+import sys
+
+from recon_core.cli.main import main
+
+sys.exit(main())
