@@ -42,5 +42,5 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     room = max(30, shutil.get_terminal_size((120, 24)).columns - indent)
     for row in (header, *rows):
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
-        lines = textwrap.wrap(row[-1], room) or [""]
+        lines = textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""]
         click.echo("\n".join([start + lines[0], *(" " * indent + line for line in lines[1:])]).rstrip())
