@@ -2,8 +2,8 @@
 
 Data x and latent z have the same D numbers. Towards the latent, each of the building blocks applies
 activation normalisation, a linear map kept as its LU factors, and an additive coupling; towards the data the
-inverses in reverse order. No step's Jacobian determinant depends on x or on the context, so the density's
-mode is the image of z = 0 (equation 4.4).
+inverses in reverse order. No step's Jacobian determinant depends on x, so the density's mode is the image of z = 0
+(equation 4.4).
 
 Values are (B, N, D) here: N vectors for each of the B rows of the context (B, C).
 """
@@ -35,7 +35,7 @@ class ActNorm(nn.Module):
         self.log_scale.copy_(-deviation.log())
         self.shift.copy_(-values.mean(0) / deviation)
 
-    def log_det(self) -> Float[Tensor, ""]:
+    def log_det(self, context: Tensor | None = None) -> Float[Tensor, ""]:
         return self.log_scale.sum()
 
     def to_latent(self, x: Float[Tensor, "*B D"], context: Tensor | None = None) -> Float[Tensor, "*B D"]:
@@ -80,7 +80,7 @@ class LULinear(nn.Module):
         half = torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, half, upper=True)
 
-    def log_det(self) -> Float[Tensor, ""]:
+    def log_det(self, context: Tensor | None = None) -> Float[Tensor, ""]:
         return self.diagonal.log().sum()
 
     # Never in half precision: where the density is narrow, the map magnifies what rounding leaves.
@@ -180,7 +180,7 @@ class AdditiveCoupling(nn.Module):
         kept = len(range(dims)[self.kept])
         self.transform_net = ResidualNet(kept, context, dims - kept, width, blocks, batch_norm)
 
-    def log_det(self) -> float:
+    def log_det(self, context: Tensor | None = None) -> float:
         return 0.0
 
     def _shifted(self, x: Float[Tensor, "B N D"], context: Tensor | None, sign: int) -> Float[Tensor, "B N D"]:
@@ -204,12 +204,46 @@ class AdditiveCoupling(nn.Module):
         return out
 
 
+class ContextScale(nn.Module):
+    """Scale per dimension by a function of the context alone: how sure the density is may depend on what was seen.
+
+    Not in the thesis, whose flow has the same volume for every context, and so is as unsure of a person in full view
+    as it is on average. Like all else here its determinant is free of x, so that the mode stays f(0; c).
+    """
+
+    limit = 3.0
+    """Bound of the logarithm of the scale."""
+
+    def __init__(self, dims: int, context: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(context, dims)
+        nn.init.zeros_(self.scale.weight)
+        nn.init.zeros_(self.scale.bias)
+
+    def log_scale(self, context: Float[Tensor, "B C"]) -> Float[Tensor, "B D"]:
+        with torch.autocast(context.device.type, enabled=False):
+            return self.limit * torch.tanh(self.scale(context) / self.limit)
+
+    def log_det(self, context: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+        return self.log_scale(context).sum(-1)
+
+    def to_latent(self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B C"]) -> Float[Tensor, "B N D"]:
+        return x * self.log_scale(context).exp()[:, None]
+
+    def to_data(self, z: Float[Tensor, "B N D"], context: Float[Tensor, "B C"]) -> Float[Tensor, "B N D"]:
+        return z * (-self.log_scale(context)).exp()[:, None]
+
+    def push(self, rows: Float[Tensor, "B T D"], z: Tensor, context: Float[Tensor, "B C"]) -> Float[Tensor, "B T D"]:
+        return self.to_data(rows, context)
+
+
 class ConditionalGlow(Prior):
     """p(x | context) of D numbers as a flow from a standard normal (equations 4.1-4.4).
 
     dims: D. context: C, 0 for none. blocks: building blocks (the thesis: 4), width and residual_blocks: of the
     couplings' residual nets (1024, 2). batch_norm: normalise inside the residual nets, as the published networks
-    do; without it a row of a training batch does not depend on the others.
+    do; without it a row of a training batch does not depend on the others. context_scale: a last step that is not in
+    the thesis, see `ContextScale`.
     """
 
     def __init__(
@@ -220,6 +254,7 @@ class ConditionalGlow(Prior):
         width: int = 1024,
         residual_blocks: int = 2,
         batch_norm: bool = True,
+        context_scale: bool = False,
     ) -> None:
         super().__init__()
         self.dims = dims
@@ -227,6 +262,8 @@ class ConditionalGlow(Prior):
         for k in range(blocks):
             coupling = AdditiveCoupling(dims, context, width, residual_blocks, (k + 1) % 2, batch_norm)
             self.transforms.extend([ActNorm(dims), LULinear(dims), coupling])
+        if context_scale:
+            self.transforms.append(ContextScale(dims, context))
 
     @torch.no_grad()
     def initialize(self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None) -> None:
@@ -262,18 +299,21 @@ class ConditionalGlow(Prior):
             z = transform.to_data(z, context)
         return rows.transpose(1, 2)
 
-    def log_det(self) -> Float[Tensor, ""]:
-        """ln |det d z / d x|, the same for all x and contexts."""
-        return torch.as_tensor(sum(transform.log_det() for transform in self.transforms))
+    def log_det(self, context: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "..."]:
+        """ln |det d z / d x|, the same for all x: (B,) with `context_scale`, else one number for all contexts."""
+        return torch.as_tensor(sum(transform.log_det(context) for transform in self.transforms))
 
-    def latent_log_prob(self, z: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:
+    def latent_log_prob(
+        self, z: Float[Tensor, "B N D"], context: Float[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, "B N"]:
         """ln p(decode(z)), equation 4.2: -|z|^2 / 2 - D ln(2 pi) / 2 + log_det."""
-        return self.log_det() - 0.5 * (z.square().sum(-1) + self.dims * math.log(2 * math.pi))
+        standard = -0.5 * (z.square().sum(-1) + self.dims * math.log(2 * math.pi))
+        return standard + self.log_det(context).reshape(-1, 1)
 
     def log_prob(
         self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
     ) -> Float[Tensor, " B"]:
-        return self.latent_log_prob(self.encode(values[:, None], context)[:, 0])
+        return self.latent_log_prob(self.encode(values[:, None], context), context)[:, 0]
 
     def sample(
         self, count: int, context: Float[Tensor, "B C"] | None = None, generator: torch.Generator | None = None

@@ -26,11 +26,13 @@ class NetworkConfig(Settings):
     encoder_blocks: int = 3
     flow_blocks: int = 4
     """Building blocks of the flow (4)."""
-    flow_width: int = 512
+    flow_width: int = 384
     """Channels of the residual nets in the couplings (1024)."""
     residual_blocks: int = 2
     batch_norm: bool = False
     """Batch normalisation inside the couplings (true). Without it every row of a batch stands for itself."""
+    context_scale: bool = True
+    """Let the context scale the density (not in the thesis; `flow.ContextScale` says why)."""
     head_width: int = 512
     """Hidden numbers of the head for shape and camera (1024)."""
 
@@ -70,7 +72,7 @@ class ProHMRNetwork(nn.Module):
         c = self.config = config or NetworkConfig()
         self.encoder = KeypointEncoder(c.context, c.encoder_width, c.encoder_blocks)
         self.flow = ConditionalGlow(
-            POSE_DIMS, c.context, c.flow_blocks, c.flow_width, c.residual_blocks, c.batch_norm
+            POSE_DIMS, c.context, c.flow_blocks, c.flow_width, c.residual_blocks, c.batch_norm, c.context_scale
         )
         self.head = ShapeCameraHead(c.context, c.head_width)
 

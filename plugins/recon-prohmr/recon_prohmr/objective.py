@@ -14,6 +14,7 @@ from recon_core.skeletons import skeleton
 from recon_core.structures import BodyParameters, LossValue
 from recon_prohmr.network import ProHMRNetwork, pose_from_6d, pose_to_6d, stand, turned
 from recon_std.bodies.smpl import SMPLBody
+from recon_std.fitters.kinematics import PointBasis
 from recon_std.synthetic.keypoints import KeypointPeople
 
 _EXTRA = [
@@ -29,7 +30,7 @@ class Weights(Settings):
     2D terms are in extents of the view (a standing person is about 4 high), the thesis' in crop sides.
     """
 
-    nll: float = 0.002
+    nll: float = 0.005
     """(0.001)"""
     mode_3d: float = 0.05
     """(0.05)"""
@@ -56,12 +57,20 @@ class LossJoints:
     """The joints the losses compare: lsp14, and face, hands and feet, which fix what lsp14 leaves free."""
 
     def __init__(self, body_model: SMPLBody) -> None:
-        whole, detailed = body_model.keypoint_basis("lsp14"), body_model.keypoint_basis("blazepose33")
         self.body_model = body_model
-        self.basis, self.weights = (torch.cat([a, b[_EXTRA]]) for a, b in zip(whole, detailed, strict=True))
+        count = body_model.shape_count
+        whole = PointBasis.of_skeleton(body_model, "lsp14", count)
+        detailed = PointBasis.of_skeleton(body_model, "blazepose33", count)[torch.tensor(_EXTRA)]
+        self.mass = torch.cat([whole.mass, detailed.mass])
+        offsets = torch.cat([whole.offsets, detailed.offsets], 2)
+        self.mean, self.directions = offsets[..., 0].reshape(1, -1), offsets[..., 1:].reshape(-1, count).T.contiguous()
 
     def __call__(self, body: BodyParameters) -> Float[Tensor, "B J 3"]:
-        return self.body_model.points(body, self.basis, self.weights)
+        """Metres, in the frame of `body`: sum_q R_q o_kq(betas) + m_k t_0 (`recon_std.fitters.kinematics`)."""
+        rotation, joints, _ = self.body_model.kinematics(body)
+        offsets = torch.addmm(self.mean, body.betas, self.directions).view(len(joints), 72, len(self.mass))
+        relative = offsets.transpose(1, 2) @ rotation.transpose(2, 3).flatten(1, 2)
+        return relative + self.mass[:, None] * joints[:, :1]
 
 
 def orthonormality(values: Float[Tensor, "B 144"]) -> Float[Tensor, " B"]:

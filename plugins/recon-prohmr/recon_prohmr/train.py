@@ -14,13 +14,13 @@ import tomllib
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recon_core.interfaces import BodyModel, Settings
 from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
 from recon_prohmr.objective import LossJoints, Weights, objective
+from recon_prohmr.weights import load_network, save_network
 from recon_std.bodies import load_body
 from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
@@ -74,8 +74,13 @@ def mixed_weights(data: MocapDataset, even: float) -> Tensor:
     return even / len(data) + (1 - even) * data.sampling_weights
 
 
-def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNetwork:
-    """Run `config`; returns the averaged network. Checkpoint, configuration and log lines go to `out`."""
+def train(
+    config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: Path | None = None
+) -> ProHMRNetwork:
+    """Run `config`; returns the averaged network. Checkpoint, configuration and log lines go to `out`.
+
+    begin_with: weights of an earlier run to go on from, with a fresh optimizer.
+    """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     if device == "cuda":
@@ -89,7 +94,10 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNet
     validation = people_of(body, held_out.poses.to(device), 2000)
     generator = torch.Generator(device).manual_seed(config.seed)
     network = ProHMRNetwork(config.network).to(device)
-    initialize(network, sampler, generator, config.weights.spread)
+    if begin_with:
+        network.load_state_dict(load_network(begin_with).state_dict())
+    else:
+        initialize(network, sampler, generator, config.weights.spread)
     averaged = ProHMRNetwork(config.network).to(device)
     average = WeightAverage(network, config.average)
     optimizer = torch.optim.AdamW(
@@ -97,6 +105,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNet
     )
     joints_of = LossJoints(body)
     start, progress, step = time.perf_counter(), 0.0, 0
+    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     log = (out / "log.jsonl").open("w")
     while progress < 1:
         for group in optimizer.param_groups:
@@ -121,7 +130,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str) -> ProHMRNet
             print(json.dumps(line), flush=True)
             log.write(json.dumps(line) + "\n")
             log.flush()
-            save(averaged, config, out)
+            save_network(averaged, out / "prohmr-keypoints.safetensors")
     final = sample_errors(averaged, body, validation, (1, 5, 10, 25, 100))
     print(json.dumps({name: round(float(value.mean()), 2) for name, value in final.items()}), flush=True)
     return averaged
@@ -141,22 +150,16 @@ def _schedule(step: int, progress: float, warm_up: int) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def save(network: ProHMRNetwork, config: TrainConfig, out: Path) -> None:
-    """Weights as float16 and the configuration beside them."""
-    half = {name: value.half().contiguous().cpu() for name, value in network.state_dict().items()}
-    save_file(half, out / "prohmr-keypoints.safetensors")
-    (out / "prohmr-keypoints.json").write_text(config.model_dump_json(indent=2) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mocap", type=Path, required=True, help="folder of poses_train.npz and poses_val.npz")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", type=Path, help="toml with settings of TrainConfig")
+    parser.add_argument("--begin-with", type=Path, help="weights of an earlier run to go on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     settings = tomllib.loads(options.config.read_text()) if options.config else {}
-    train(TrainConfig(**settings), options.mocap, options.out, options.device)
+    train(TrainConfig(**settings), options.mocap, options.out, options.device, options.begin_with)
 
 
 if __name__ == "__main__":

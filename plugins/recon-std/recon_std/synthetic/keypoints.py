@@ -28,9 +28,9 @@ LIMBS = (LEFT_ARM, RIGHT_ARM, (1, 2, 4, 5, 7, 8, 10, 11))
 class PeopleConfig(Settings):
     """How people and cameras are drawn. Angles in degrees, shares in [0, 1]."""
 
-    exchange: float = 0.25
+    exchange: float = 0.2
     """Chance that one limb comes from another frame (an arm, or both legs)."""
-    jitter: float = 5.0
+    jitter: float = 4.0
     """Largest deviation of the random turns added to every joint; each person's own is uniform below it."""
     collars: float = 1.0
     """How much of a raised arm's elevation the collars take over, 0 for none, as captured."""
@@ -106,6 +106,10 @@ class KeypointSampler:
         box = _longer_side(rays_, known_)
         seen, confidence = self.errors.disturb(rays_, known_, box, half_size, whole, generator)
         return KeypointPeople(body, view_of_rays(seen, confidence), rays_, known_, box)
+
+    def bodies(self, count: int, generator: torch.Generator) -> BodyParameters:
+        """`count` bodies before random cameras, in the camera frame, without what a detector sees of them."""
+        return self._place(self._poses(count, generator), self._betas(count, generator), generator)[0]
 
     def _groups(self, count: int) -> dict[str, slice]:
         shares = self.config.skeletons

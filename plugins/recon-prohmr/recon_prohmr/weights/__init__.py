@@ -1,0 +1,35 @@
+"""The shipped weights, and how they are read and written. README.md here is their model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recon_core.errors import AssetError
+from recon_prohmr.network import NetworkConfig, ProHMRNetwork
+
+
+def save_network(network: ProHMRNetwork, path: Path) -> None:
+    """Weights as float16, with the sizes of the network in the file's metadata.
+
+    Entries that float16 cannot hold to one part in a thousand make no difference here (docs/methods/prohmr.md).
+    """
+    half = {name: value.half().contiguous().cpu() for name, value in network.state_dict().items()}
+    save_file(half, path, {"network": network.config.model_dump_json()})
+
+
+def load_network(path: Path) -> ProHMRNetwork:
+    """The network in evaluation mode, float32. Raises AssetError naming the file when it is not such a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            config = NetworkConfig.model_validate_json((file.metadata() or {}).get("network", ""))
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        network = ProHMRNetwork(config)
+        network.load_state_dict(tensors)
+    except (OSError, SafetensorError, ValidationError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise AssetError(f"{path}: not weights of the keypoint ProHMR ({reason}); reinstall recon-prohmr") from error
+    return network.eval()
