@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import shutil
 import tempfile
@@ -29,13 +28,6 @@ _PARTIAL = ".recon-partial-"
 
 Exporter = Callable[[Reconstruction, Path], list[Path]]
 """What an exporter is: writes its files for a reconstruction into a folder, returns their paths."""
-
-FORMATS = {
-    "obj": "recon_core.export.obj_ply:write_obj",
-    "ply": "recon_core.export.obj_ply:write_ply",
-    "bvh": "recon_core.export.bvh:write_bvh",
-}
-"""The core's own formats for `--format`; plugins register more as exporters."""
 
 
 def save(
@@ -89,12 +81,9 @@ def exporter(name: str) -> Exporter:
     from recon_core.plugins import registry
 
     registered = registry().names("exporter")
-    if name in registered:
-        return registry().load("exporter", name)
-    if name not in FORMATS:
-        raise UsageError(f"--format: unknown format '{name}'{nearest(name, {*FORMATS, *registered})}")
-    module, _, function = FORMATS[name].partition(":")
-    return getattr(importlib.import_module(module), function)
+    if name not in registered:
+        raise UsageError(f"--format: unknown format '{name}'{nearest(name, registered)}")
+    return registry().load("exporter", name)
 
 
 @cache
