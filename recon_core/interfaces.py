@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from recon_core.structures import (
     BodyOutput,
@@ -32,6 +35,7 @@ from recon_core.structures import (
 
 if TYPE_CHECKING:
     from recon_core.assets import Assets
+    from recon_core.datasets import Mixture
     from recon_core.images import Photo
     from recon_core.rendering import FaceProbabilities, Fragments, Picture, Scene, SoftSettings
 
@@ -77,6 +81,18 @@ class BodyModel(nn.Module, ABC):
     @abstractmethod
     def regress(self, vertices: Float[Tensor, "B V 3"], skeleton: str) -> Float[Tensor, "B J 3"]:
         """Joints of a named skeleton from posed vertices. Raises UsageError when there is no such regressor."""
+
+    @abstractmethod
+    def rest_joints(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B 24 3"]:
+        """Joints of the shaped body in the T-pose, metres; linear in betas."""
+
+    @abstractmethod
+    def keypoint_basis(self, skeleton: str) -> tuple[Float[Tensor, "K 24 3 S1"], Float[Tensor, "K 24"]]:
+        """(basis, c) of regressed joints in closed form, which fitters differentiate; S1 = 1 + shape_count.
+
+        x_k = sum_p R_p (b_kp - c_kp J_p) + c_kp t_p with b = basis[..., 0] + basis[..., 1:] @ betas, where R_p and t_p
+        are the global rotation and place of joint p, and J_p its place at rest. Raises UsageError as `regress` does.
+        """
 
 
 class Renderer(ABC):
@@ -203,10 +219,12 @@ class Loss(nn.Module, ABC):
 class Fitter(ABC):
     """(observation, initial, priors, losses) to the parameters that explain the observation.
 
-    default_priors: registered names of the priors it is given unless the user names others (`--prior`).
+    default_priors: names of the priors it is given unless the user names others (`--prior`): registered ones, or
+    methods that bring one.
     """
 
     Config: ClassVar[type[Settings]] = Settings
+    config: Any  # an instance of Config
     default_priors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Settings | None = None) -> None:
@@ -232,6 +250,7 @@ class Detector(ABC):
     """Finds the subjects in one picture."""
 
     Config: ClassVar[type[Settings]] = Settings
+    config: Any  # an instance of Config
     gives: ClassVar[frozenset[str]]
     """Which of box, keypoints, mask it fills."""
 
@@ -248,13 +267,37 @@ class Detector(ABC):
 
 
 class Dataset(ABC):
-    """Annotated subjects, each a mapping of named arrays (docs/training.md lists the names)."""
+    """Annotated subjects, each a mapping of named arrays (docs/training.md lists the names).
+
+    `--data name:LOCATION` makes `cls(location, config)`; location is None where none was given. sampling_weights:
+    (N,) how often each is drawn in training, None for each once an epoch.
+    """
+
+    Config: ClassVar[type[Settings]] = Settings
+    config: Any  # an instance of Config
+    sampling_weights: Tensor | None = None
+
+    def __init__(self, location: str | Path | None = None, config: Settings | None = None) -> None:
+        self.location = location
+        self.config = config or self.Config()
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Subject `index` as it is in the files. "id" is a text, the rest are arrays or numbers."""
+
+    def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        """Subject `index` for training: with augmentations, which take all their randomness from `generator`."""
+        return self[index]
+
+    def draw_batch(self, indices: Sequence[int], seeds: Sequence[int]) -> Mapping[str, Any] | None:
+        """Several subjects at once, each value batched, or None to have them drawn one by one.
+
+        A subject must not depend on the others beside it, else runs on more devices see other data.
+        """
+        return None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -272,6 +315,7 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Settings]] = Settings
+    config: Any  # an instance of Config
     inputs: ClassVar[frozenset[InputKind]]
     outputs: ClassVar[frozenset[OutputKind]]
     crop_size: int = 224
@@ -294,11 +338,40 @@ class Method(nn.Module, ABC):
     def predict(self, observation: Observation) -> Prediction:
         """Reconstruct B subjects. B may be 0; row i must not depend on the other rows."""
 
-    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue:
-        """Losses of a batch of training data. Methods that learn override it."""
+    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue | None:
+        """Losses of a batch of training data, of which the mean over samples is minimised.
+
+        Methods that learn override it. One that has several optimizers takes a third argument, `optimizer`, and is
+        called once for each, in their order; None passes that one's turn over.
+        """
         from recon_core.errors import UsageError
 
         raise UsageError(f"{type(self).__name__} is not trainable: it defines no training_step")
+
+    def configure_optimizers(self, steps: int) -> Mapping[str, Optimizer]:
+        """Optimizers by name, for a training of `steps` steps. One AdamW over what requires a gradient by default,
+        with the settings learning_rate and weight_decay where the method has them."""
+        rate = getattr(self.config, "learning_rate", 1e-4)
+        decay = getattr(self.config, "weight_decay", 1e-4)
+        return {"main": AdamW([p for p in self.parameters() if p.requires_grad], rate, weight_decay=decay)}
+
+    def configure_schedulers(self, optimizers: Mapping[str, Optimizer], steps: int) -> Mapping[str, LRScheduler]:
+        """Learning rate schedules by name, each advanced after every step. None by default."""
+        return {}
+
+    def before_training(self, data: Mixture) -> None:
+        """Called once on every process before the first step, not when a run is resumed."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed run needs beyond `state_dict`: tensors, numbers, texts, lists and dicts of them."""
+        return {}
+
+    def restore_training_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+
+    def training_pictures(self, batch: Mapping[str, Any]) -> Mapping[str, Float[Tensor, "3 H W"]]:
+        """Pictures for the log, by name: RGB in [0, 1]. Called without gradients, in evaluation mode."""
+        return {}
 
     def prior(self) -> Prior | None:
         """The conditional prior over its output that this method brings for fitting, if it has one."""
