@@ -8,7 +8,7 @@ All structures are batched; fields named (B, ...) share B.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -30,9 +30,7 @@ class Batched:
             if isinstance(value, Tensor | Batched):
                 changed[f.name] = function(value)
             elif isinstance(value, dict):
-                changed[f.name] = {
-                    k: function(v) if isinstance(v, Tensor | Batched) else v for k, v in value.items()
-                }
+                changed[f.name] = {k: function(v) if isinstance(v, Tensor | Batched) else v for k, v in value.items()}
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, target: torch.device | torch.dtype | str) -> Self:
@@ -80,9 +78,7 @@ class Camera(Batched):
         batch: int = 1,
     ) -> Camera:
         """A camera at the origin looking along +z. focal in pixels; center defaults to the picture's middle."""
-        f = torch.as_tensor(
-            focal, dtype=torch.get_default_dtype() if isinstance(focal, float | int) else None
-        )
+        f = torch.as_tensor(focal, dtype=torch.get_default_dtype() if isinstance(focal, float | int) else None)
         f = f.reshape(-1).expand(batch) if f.numel() == 1 else f
         K = f.new_zeros(len(f), 3, 3)
         K[:, 0, 0] = K[:, 1, 1] = f
@@ -210,6 +206,11 @@ class BodyParameters(Batched):
     def __len__(self) -> int:
         return self.pose.shape[0]
 
+    @classmethod
+    def joined(cls, parts: Sequence[BodyParameters]) -> BodyParameters:
+        """The bodies of several batches in one."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
+
 
 @dataclass(frozen=True)
 class BodyOutput(Batched):
@@ -277,9 +278,7 @@ class Samples(Batched):
 
     def flat(self) -> BodyParameters:
         """All draws as one batch of B*N bodies, subject by subject."""
-        return BodyParameters(
-            self.pose.flatten(0, 1), self.betas.flatten(0, 1), self.translation.flatten(0, 1)
-        )
+        return BodyParameters(self.pose.flatten(0, 1), self.betas.flatten(0, 1), self.translation.flatten(0, 1))
 
 
 @dataclass(frozen=True)

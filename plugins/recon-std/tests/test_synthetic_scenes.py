@@ -38,6 +38,15 @@ def test_same_seed_gives_the_same_pictures_and_another_seed_others(people):
     assert (first.image != next(sampler.batches(3, seed=6)).image).any()
 
 
+def test_picture_of_a_generator_does_not_depend_on_those_beside_it(people):
+    sampler = _sampler(people)
+    make = lambda *seeds: sampler.sample_each([torch.Generator().manual_seed(s) for s in seeds])  # noqa: E731
+    three, alone = make(1, 2, 3), make(2)
+    torch.testing.assert_close(three.image[1:2], alone.image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(three.joints2d["lsp14"][1:2], alone.joints2d["lsp14"], rtol=0, atol=1e-3)
+    assert (three.image[0] - three.image[1]).abs().max() > 0.1
+
+
 def test_annotations_agree_with_the_picture(people):
     sampler = _sampler(people, cut=0.0)
     batch = sampler.sample(6, torch.Generator().manual_seed(1))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +31,7 @@ class SceneConfig(Settings):
     margin: tuple[float, float] = (1.05, 1.5)
     """Side of the picture over the longer side of the first person's box, uniform."""
     shift: float = 0.08
-    """Largest offset of the box's centre from the picture's, in picture sides."""
+    """Largest offset of the box's centre from the picture's, in picture sides, either way."""
     cut: float = 0.15
     """Share of pictures that zoom in on a part of the person, so that some joints fall outside."""
     grain: float = 0.03
@@ -64,6 +65,35 @@ class RenderedPeople(Batched):
     joints2d: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Draw(Batched):
+    """What is random about B pictures of R people, before anything is rendered.
+
+    margin: (B,) picture's side over the longer side of the first person's box. offset: (B, 2) of the box's
+    centre from the picture's, in longer sides. softness: (B,) how far each pixel mixes with its neighbour. grain: (B,) standard
+    deviation of the noise; noise_shift: (B, 2) pixels, where it is taken from the sampler's field.
+    """
+
+    body: BodyParameters
+    textures: Float[Tensor, "R 3 T T"]
+    light: Float[Tensor, "B 9 3"]
+    background: Float[Tensor, "B 3 H W"]
+    margin: Float[Tensor, " B"]
+    offset: Float[Tensor, "B 2"]
+    softness: Float[Tensor, " B"]
+    grain: Float[Tensor, " B"]
+    noise_shift: Int[Tensor, "B 2"]
+
+    @classmethod
+    def joined(cls, draws: Sequence[Draw]) -> Draw:
+        """One draw of all the pictures of several."""
+        values: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls)):
+            parts = [getattr(draw, name) for draw in draws]
+            values[name] = BodyParameters.joined(parts) if name == "body" else torch.cat(parts)
+        return cls(**values)
+
+
 class SceneSampler:
     """Draws `RenderedPeople`.
 
@@ -94,31 +124,69 @@ class SceneSampler:
         while True:
             yield self.sample(count, generator)
 
-    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> RenderedPeople:
-        """`count` pictures."""
+        """`count` pictures, all from one generator."""
+        return self.render(self.draw(count, generator))
+
+    def sample_each(self, generators: Sequence[torch.Generator]) -> RenderedPeople:
+        """A picture from each generator, which does not depend on the others beside it."""
+        return self.render(Draw.joined([self.draw(1, generator) for generator in generators]))
+
+    @torch.no_grad()
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """Everything random about `count` pictures."""
         c = self.config
+
+        def uniform(low: float, high: float) -> Float[Tensor, " B"]:
+            return low + (high - low) * torch.rand(count, generator=generator)
+
         body = self.people.bodies(count * c.people, generator)
-        picture = torch.arange(count).repeat_interleave(c.people)
         if c.people > 1:
             body = self._gathered(body, generator)
-        out = self.body(body)
-        camera = self._camera(out.vertices[:: c.people], generator)
-        textures = self.wardrobe.dress(len(body), generator)
-        mesh = Mesh(out.vertices, self.body.faces, self.body.uv, self.body.uv_faces, textures)
+        zoomed = uniform(0, 1) < c.cut
+        margin = torch.where(zoomed, uniform(0.5, 0.9), uniform(*c.margin))
+        reach = torch.where(zoomed, 0.25, c.shift * margin)
+        return Draw(
+            body=body,
+            textures=self.wardrobe.dress(len(body), generator),
+            light=self._light(count, generator),
+            background=self.backgrounds(count, (c.size, c.size), generator),
+            margin=margin,
+            offset=reach[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1),
+            softness=uniform(0, 0.5),
+            grain=uniform(0, c.grain),
+            noise_shift=torch.randint(c.size, (count, 2), generator=generator),
+        )
+
+    @torch.no_grad()
+    def render(self, draw: Draw) -> RenderedPeople:
+        """The pictures of a draw."""
+        people, count = self.config.people, len(draw.margin)
+        picture = torch.arange(count).repeat_interleave(people)
+        vertices = self.body(draw.body).vertices
+        camera = self._camera(vertices[::people], draw)
+        mesh = Mesh(vertices, self.body.faces, self.body.uv, self.body.uv_faces, draw.textures)
         scene = Scene((mesh,), picture, count)
         fragments = self.renderer.rasterize(scene, camera)
-        drawn = shade(scene, fragments, self._light(count, generator), self.backgrounds(count, camera.size, generator))
-        image = self._photographed(drawn.image, generator)
-
+        shown = shade(scene, fragments, draw.light, draw.background)
         instance, part = self._labels(fragments)
-        joints = {name: self.body.keypoints(body, name) for name in self.skeletons}
+        joints = {name: self.body.keypoints(draw.body, name) for name in self.skeletons}
         own = camera[picture]
         joints2d = {name: own.project(points) for name, points in joints.items()}
         return RenderedPeople(
-            image, drawn.mask.to(image), instance, part, fragments.depth, camera, body, picture,
-            self._visible(joints2d["smpl24"], instance, picture), textures, joints, joints2d,
-        )  # fmt: skip
+            image=self._photographed(shown.image, draw),
+            mask=shown.mask.to(shown.image),
+            instance=instance,
+            part=part,
+            depth=fragments.depth,
+            camera=camera,
+            body=draw.body,
+            picture=picture,
+            visible=self._visible(joints2d["smpl24"], instance, picture),
+            textures=draw.textures,
+            joints=joints,
+            joints2d=joints2d,
+        )
 
     def _labels(self, fragments: Fragments) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
         """Person seen and part seen at each pixel; only the pixels that show somebody are worked on."""
@@ -144,20 +212,15 @@ class SceneSampler:
         moved[:, 0] = groups[:, 0]
         return BodyParameters(body.pose, body.betas, moved.flatten(0, 1))
 
-    def _camera(self, vertices: Float[Tensor, "B V 3"], generator: torch.Generator) -> Camera:
-        """A camera at the origin whose square picture frames these bodies, off the middle and now and then cut."""
-        c, count = self.config, len(vertices)
+    def _camera(self, vertices: Float[Tensor, "B V 3"], draw: Draw) -> Camera:
+        """A camera at the origin whose square picture frames these bodies as drawn."""
+        size = self.config.size
         rays = vertices[..., :2] / vertices[..., 2:].clamp_min(0.1)
         low, high = rays.amin(1), rays.amax(1)
         side = (high - low).amax(-1)
-        margin = c.margin[0] + (c.margin[1] - c.margin[0]) * torch.rand(count, generator=generator)
-        center = (low + high) / 2
-        zoomed = torch.rand(count, generator=generator) < c.cut
-        margin = torch.where(zoomed, 0.5 + 0.4 * torch.rand(count, generator=generator), margin)
-        offset = 2 * torch.rand(count, 2, generator=generator) - 1
-        center = center + offset * (side * torch.where(zoomed, 0.25, c.shift * margin))[:, None]
-        focal = c.size / (side * margin)
-        return Camera.perspective(focal, (c.size, c.size), c.size / 2 - focal[:, None] * center)
+        center = (low + high) / 2 + draw.offset * side[:, None]
+        focal = size / (side * draw.margin)
+        return Camera.perspective(focal, (size, size), size / 2 - focal[:, None] * center)
 
     def _light(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 9 3"]:
         """A lamp anywhere above (y down: negative) or beside the camera, of random strength and tint."""
@@ -169,16 +232,14 @@ class SceneSampler:
         tint = 1 + 0.15 * torch.randn(count, 1, 3, generator=generator)
         return (lamp + sky) * tint
 
-    def _photographed(self, image: Float[Tensor, "B 3 H W"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    def _photographed(self, image: Float[Tensor, "B 3 H W"], draw: Draw) -> Float[Tensor, "B 3 H W"]:
         """Softened edges and pixel noise, as a lens and a sensor give."""
-        share = 0.5 * torch.rand(len(image), 1, 1, 1, generator=generator)
+        share = draw.softness.reshape(-1, 1, 1, 1)
         image = torch.cat([image[..., :1], torch.lerp(image[..., 1:], image[..., :-1], share)], -1)
         image = torch.cat([image[..., :1, :], torch.lerp(image[..., 1:, :], image[..., :-1, :], share)], -2)
-        grain = torch.rand(len(image), 1, 1, 1, generator=generator) * self.config.grain
         # One field of noise, rolled anew for each picture: drawing 200,000 normal numbers costs more than rendering.
-        shifts = torch.randint(self.noise.shape[-1], (len(image), 2), generator=generator).tolist()
-        noise = torch.stack([self.noise.roll((dy, dx), (-2, -1)) for dy, dx in shifts])
-        return image.addcmul_(noise, grain).clamp_(0, 1)
+        noise = torch.stack([self.noise.roll((dy, dx), (-2, -1)) for dy, dx in draw.noise_shift.tolist()])
+        return image.addcmul_(noise, draw.grain.reshape(-1, 1, 1, 1)).clamp_(0, 1)
 
     def _visible(
         self, points: Float[Tensor, "R J 2"], instance: Int[Tensor, "B H W"], picture: Int[Tensor, " R"]
