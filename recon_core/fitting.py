@@ -100,16 +100,15 @@ class FitStage:
 def choose_priors(
     names: Sequence[str] | None,
     fitter: type[Fitter],
-    own: bool,
-    method: str,
+    running: Method,
     load_prior: Callable[[str], Prior],
     load_method: Callable[[str], Method],
 ) -> tuple[dict[str, Prior], Method | None]:
     """The priors of a fit by name, and the method one of them was borrowed from.
 
     names: what the user asked for, each a registered prior or a method that brings one; None is the fitter's
-    `default_priors`, and, for the method's `own` fitter, the method's prior too. Raises UsageError for a name that is
-    neither, and when priors of two methods would need two contexts.
+    `default_priors`. running: the run's method. Raises UsageError for a name that is neither, and for priors whose
+    contexts the run cannot provide.
     """
     priors: dict[str, Prior] = {}
     lender: Method | None = None
@@ -125,13 +124,15 @@ def choose_priors(
         prior = brings.prior()
         if prior is None:
             raise UsageError(f"--prior {name}: method '{name}' brings no prior")
+        if strange := sorted(brings.inputs - running.inputs - {"keypoints"}):
+            raise UsageError(
+                f"--prior {name}: its context is read from the {' and '.join(strange)}, which this run does not provide"
+            )
         priors[name] = prior
         lenders.append(name)
-        lender = None if name == method else brings
+        lender = None if brings is running else brings
     if len(lenders) > 1:
         raise UsageError(f"--prior: {' and '.join(lenders)} each need a context of their own; use one of them")
-    if names is None and own and (prior := load_method(method).prior()) is not None:
-        priors[method] = prior
     return priors, lender
 
 

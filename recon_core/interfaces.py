@@ -338,11 +338,11 @@ class Method(nn.Module, ABC):
     def predict(self, observation: Observation) -> Prediction:
         """Reconstruct B subjects. B may be 0; row i must not depend on the other rows."""
 
-    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue | None:
+    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue:
         """Losses of a batch of training data, of which the mean over samples is minimised.
 
         Methods that learn override it. One that has several optimizers takes a third argument, `optimizer`, and is
-        called once for each, in their order; None passes that one's turn over.
+        called once for each that has its turn.
         """
         from recon_core.errors import UsageError
 
@@ -358,6 +358,10 @@ class Method(nn.Module, ABC):
     def configure_schedulers(self, optimizers: Mapping[str, Optimizer], steps: int) -> Mapping[str, LRScheduler]:
         """Learning rate schedules by name, each advanced after every step. None by default."""
         return {}
+
+    def turns(self, step: int, optimizers: Mapping[str, Optimizer]) -> Sequence[str]:
+        """Which optimizers move at this step, in this order: all of them by default."""
+        return tuple(optimizers)
 
     def before_training(self, data: Mixture) -> None:
         """Called once on every process before the first step, not when a run is resumed."""
