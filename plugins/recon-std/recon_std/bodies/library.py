@@ -1,22 +1,109 @@
-"""Finding a body by name or path."""
+"""The bodies there are: those shipped with recon-std, and licensed ones that the user added."""
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from recon_core.errors import unknown
-from recon_std.bodies.data import load_body_file
+import torch
+
+from recon_core.assets import default_folder
+from recon_core.errors import AssetError, unknown
+from recon_std.bodies.data import BodyData, is_body_file, load_body_file, save_body
+from recon_std.bodies.licensed import convert_smpl_file, is_smpl_file
 from recon_std.bodies.smpl import SMPLBody
+
+_LICENSED = re.compile("smpl[hx]?(-|$)")
 
 SHIPPED = Path(__file__).parent / "data"
 
 
-def load_body(name: str | Path = "free") -> SMPLBody:
-    """The body of that name ("free"), or of a body file. float32 on the CPU."""
+def bodies_folder() -> Path:
+    """Where added bodies are kept: `bodies` in recon's assets folder."""
+    return default_folder() / "bodies"
+
+
+def body_files() -> dict[str, Path]:
+    """The body files there are, by name. A shipped name cannot be taken by an added file."""
+    return {path.stem: path for folder in (bodies_folder(), SHIPPED) for path in sorted(folder.glob("*.npz"))}
+
+
+def load_body(name: str | Path = "free", dtype: torch.dtype = torch.float32) -> SMPLBody:
+    """A body by name, or from a body file or an SMPL file (.npz, .pkl), on the CPU.
+
+    "free": 7,000 vertices. "free-full": 13,718, same joints and shape space. "smpl-neutral" and the like: files
+    added with `recon assets add`. Raises UsageError for an unknown name and AssetError for a file that is
+    missing, damaged, unsafe or no body.
+    """
     path = Path(name)
-    if path.suffix == ".npz":
-        return SMPLBody(load_body_file(path))
-    shipped = {p.stem: p for p in SHIPPED.glob("*.npz")}
-    if str(name) not in shipped:
-        raise unknown("body", str(name), shipped)
-    return SMPLBody(load_body_file(shipped[str(name)]))
+    if path.suffix in (".npz", ".pkl"):
+        return SMPLBody(_read(path), dtype)
+    files = body_files()
+    if str(name) not in files:
+        if _LICENSED.match(str(name)):
+            raise AssetError(f"body '{name}' is not here: get its file from its owner, then `recon assets add FILE`")
+        raise unknown("body", str(name), files)
+    return SMPLBody(load_body_file(files[str(name)]), dtype)
+
+
+def _read(path: Path) -> BodyData:
+    return load_body_file(path) if is_body_file(path) else convert_smpl_file(path)
+
+
+def add_body(path: Path, into: Path | None = None) -> str:
+    """Convert an SMPL, SMPL-H or SMPL-X file (or check a body file) and keep it in `into`; returns its name.
+
+    into: folder, `bodies_folder()` by default, where `load_body` finds it. The name comes from the model and the
+    gender in the file's name, e.g. "smpl-neutral"; a file of the same name is replaced. Raises AssetError when the
+    file cannot be used or the folder cannot be written.
+    """
+    data = _read(path)
+    if (SHIPPED / f"{data.name}.npz").exists():
+        raise AssetError(f"{path}: its name '{data.name}' is that of a body recon ships")
+    folder = into or bodies_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-", suffix=".npz")
+        os.close(handle)
+        try:
+            save_body(data, Path(temporary))
+            os.replace(temporary, folder / f"{data.name}.npz")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise AssetError(f"{folder}: cannot be written ({error.strerror}); set RECON_ASSETS_DIR") from error
+    return data.name
+
+
+class SMPLImporter:
+    """`recon assets add` for body files."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file looks like a body, by its name and table of contents."""
+        return is_body_file(path) or is_smpl_file(path)
+
+    def add(self, path: Path, folder: Path) -> str:
+        """Convert and keep the file in the assets folder; a line for the user."""
+        name = add_body(path, folder / "bodies")
+        data = load_body_file(folder / "bodies" / f"{name}.npz")
+        count = len(data.template)
+        return (
+            f"body {name}: {count} vertices, keypoints {', '.join(data.regressors)}; {data.licence}; use --body {name}"
+        )
+
+
+class _Added:
+    """Added bodies as attributes: `added.smpl_neutral` loads "smpl-neutral". What the plugin registers."""
+
+    def __getattr__(self, attribute: str) -> Callable[[], SMPLBody]:
+        for name in body_files():
+            if name.replace("-", "_").replace(".", "_") == attribute:
+                return partial(load_body, name)
+        raise AttributeError(attribute)
+
+
+added = _Added()

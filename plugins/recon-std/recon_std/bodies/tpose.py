@@ -150,7 +150,8 @@ def smpl_joints(posed: np.ndarray, labels: list[str], joints: tuple[str, ...]) -
     """The 24 SMPL joints (N, 24, 3) of posed Anny bones.
 
     They are the heads of the bones in `JOINT_BONES`, with three changes towards SMPL's anatomy: the pelvis lies
-    between Anny's two lowest vertebrae; the hips, which Anny has outside the femoral heads, move in; the hand is the middle of the two central knuckles.
+    between Anny's two lowest vertebrae; the hips, which Anny has outside the femoral heads, move in; the hand is
+    the middle of the two central knuckles.
     """
     at = {name: posed[:, i] for i, name in enumerate(labels)}
     result = np.empty((len(posed), len(joints), 3))

@@ -1,4 +1,4 @@
-"""Operators on a triangle mesh that baking a body needs: areas, smoothing over the surface, normals (numpy)."""
+"""Smoothing over a surface, which baking the free body needs (numpy and scipy)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import numpy as np
 import scipy.sparse as sparse
 import scipy.sparse.linalg
 
-
-def vertex_areas(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V,) a third of the area of the faces around each vertex."""
-    area = np.linalg.norm(_face_normals(points, faces), axis=1) / 6
-    return np.bincount(faces.ravel(), np.repeat(area, 3), minlength=len(points))
-
-
-def vertex_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 3) area-weighted mean normals, not of unit length."""
-    normals = np.zeros_like(points)
-    np.add.at(normals, faces.ravel(), np.repeat(_face_normals(points, faces), 3, axis=0))
-    return normals
+from recon_std.bodies.topology import vertex_areas
 
 
 def diffused(values: np.ndarray, points: np.ndarray, faces: np.ndarray, distance: float) -> np.ndarray:
@@ -36,8 +25,3 @@ def diffused(values: np.ndarray, points: np.ndarray, faces: np.ndarray, distance
     mass = vertex_areas(points, faces)
     system = sparse.diags(mass) + 0.5 * distance**2 * laplacian
     return scipy.sparse.linalg.splu(system.tocsc()).solve(mass[:, None] * values)
-
-
-def _face_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    a, b, c = points[faces].swapaxes(0, 1)
-    return np.cross(b - a, c - a)
