@@ -135,6 +135,7 @@ class _Steps:
 
     def __init__(self, pipeline: Pipeline, overwrite: bool) -> None:
         self._pipeline, self._overwrite = pipeline, overwrite
+        self._unwritable: OutputError | None = None
 
     def see(self, job: _Job) -> _Seen | Outcome:
         with _judged(job) as verdict:
@@ -152,12 +153,18 @@ class _Steps:
         return verdict[0]
 
     def write(self, made: _Made | Outcome) -> Outcome:
+        if self._unwritable is not None:
+            raise self._unwritable
         if isinstance(made, Outcome):
             return made
         job, result = made.job, made.reconstruction
         with _judged(job) as verdict:
             settings = self._pipeline.settings
-            result.save(job.folder, settings.formats, settings.renderer, self._overwrite)
+            try:
+                result.save(job.folder, settings.formats, settings.renderer, self._overwrite)
+            except OutputError as error:
+                self._unwritable = error
+                raise
             found = len(result.people) + len(result.objects) + len(result.images)
             return Outcome(job.path, "done", job.folder, found=found)
         return verdict[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from recon_core.assets import assets
 from recon_core.geometry.cameras import estimate_translation
 from recon_core.hookspecs import hookimpl
 from recon_core.interfaces import Detector, Fitter, Method, Prior, Settings
@@ -55,6 +56,14 @@ class RedDetector(Detector):
             mask[:, left:right] = red[:, left:right].float()
             found.append(Detection(box, 0.9, Keypoints(points[None], torch.ones(1, 17), "coco17"), mask))
         return found
+
+
+class FileDetector(RedDetector):
+    """The same, once its model file was found whole."""
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        assets().find("blazepose-detection")
 
 
 def _mean_bodies(body_model, observation):
@@ -199,6 +208,7 @@ def recon_register(register):
     register.method("toy-mesh", "toy_recon:ToyMesh")
     register.method("toy-image", "toy_recon:ToyImage")
     register.detector("red", "toy_recon:RedDetector")
+    register.detector("red-by-file", "toy_recon:FileDetector")
     register.fitter("toy-fit", "toy_recon:ToyFitter")
     register.prior("flat", "toy_recon:FlatPrior")
     register.exporter("note", "toy_recon:write_note")
