@@ -59,3 +59,9 @@ def recon_register(register: Registrar) -> None:
             register.loss(
                 f"{game}-{side}", f"recon_std.losses.adversarial:{game}_{side}", summary=f"{summary} game, the {side}"
             )
+    register.dataset(
+        "mocap", "recon_std.readers.mocap:MocapDataset", summary="recorded poses (poses_train.npz, poses_val.npz)"
+    )
+    register.dataset(
+        "lsp-ext", "recon_std.readers.lsp_ext:LSPExtendedDataset", summary="sport photos with 14 joints (index.json)"
+    )

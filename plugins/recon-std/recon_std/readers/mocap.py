@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_core.datasets import data_folder
 from recon_core.errors import TrainingError
 from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from recon_core.interfaces import Dataset, Settings
@@ -51,7 +53,7 @@ def mirrored(poses: Float[Tensor, "... 24 3"]) -> Float[Tensor, "... 24 3"]:
 class MocapDataset(Dataset):
     """Poses of motion capture clips: `--data mocap:DIR`.
 
-    Fields: id "clip/frame"; pose (24, 3, 3), row 0 to a y-up world frame.
+    Fields: id "clip/frame"; recorded_pose (24, 3, 3), row 0 to a y-up world frame.
     sampling_weights balances by action, as the frames are not: each action counts alike and each clip within its
     action, DeepMimic's clips (the only lying, crawling and inverted ones) as three actions.
     """
@@ -61,9 +63,12 @@ class MocapDataset(Dataset):
         straighten: bool = True
         """Take the constant standing knee flexion of the CMU skeletons out."""
 
-    def __init__(self, location: str | Path, config: Config | None = None) -> None:
-        self.config = config or self.Config()
-        path = Path(location) / f"poses_{self.config.split}.npz"
+    config: Config
+    sampling_weights: Tensor
+
+    def __init__(self, location: str | Path | None = None, config: Config | None = None) -> None:
+        super().__init__(location, config)
+        path = data_folder("mocap", location) / f"poses_{self.config.split}.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _ARRAYS}
@@ -84,6 +89,7 @@ class MocapDataset(Dataset):
             turned = straighten_knees(axis_angle_to_matrix(self.poses), bias[self.clip])
             self.poses = matrix_to_axis_angle(turned)
         self.actions = [action_of(name) for name in self.clip_names]
+        self.sampling_weights = self._balanced()
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -91,11 +97,15 @@ class MocapDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
             "id": f"{self.clip_names[int(self.clip[index])]}/{int(self.frame[index])}",
-            "pose": axis_angle_to_matrix(self.poses[index]),
+            "recorded_pose": axis_angle_to_matrix(self.poses[index]),
         }
 
-    @property
-    def sampling_weights(self) -> Float[Tensor, " F"]:
+    def draw_batch(self, indices: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+        rows = torch.as_tensor(indices)
+        names = [f"{self.clip_names[c]}/{f}" for c, f in zip(self.clip[rows], self.frame[rows], strict=True)]
+        return {"id": names, "recorded_pose": axis_angle_to_matrix(self.poses[rows])}
+
+    def _balanced(self) -> Float[Tensor, " F"]:
         """Probability of drawing each frame; they sum to 1."""
         share = {action: 3.0 if action == "deepmimic" else 1.0 for action in self.actions}
         clips_of = {action: self.actions.count(action) for action in share}
