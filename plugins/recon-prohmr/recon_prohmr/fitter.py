@@ -95,7 +95,7 @@ class LatentObjective:
         terms["betas prior"] = 0.5 * self.config.betas_weight * latent.betas.square().sum(1)
         return LatentEvaluation(latent, values, inner, terms, inner.energy + terms["pose prior"] + terms["betas prior"])
 
-    def linearize(self, at: LatentEvaluation) -> Quadratic:
+    def linearize(self, at: LatentEvaluation, late: Tensor | None = None) -> Quadratic:
         inner, latent = self.evidence.linearize(at.inner), at.latent
         chain = self._chain(at)
         own = torch.cat(

@@ -62,6 +62,7 @@ class LULinear(nn.Module):
         self.unconstrained_upper_diag = nn.Parameter(torch.full((dims,), math.log(math.expm1(1 - 1e-3))))
         self.register_buffer("lower_index", torch.tril_indices(dims, dims, -1), persistent=False)
         self.register_buffer("upper_index", torch.triu_indices(dims, dims, 1), persistent=False)
+        self._kept: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
 
     @property
     def diagonal(self) -> Float[Tensor, " D"]:
@@ -74,7 +75,18 @@ class LULinear(nn.Module):
         return lower, upper
 
     def inverse(self) -> Float[Tensor, "D D"]:
-        """(L U)^-1, which is cheaper than a triangular solve per vector: many vectors share it."""
+        """(L U)^-1, which is cheaper than a triangular solve per vector: many vectors share it.
+
+        Kept while no gradient is wanted and the parameters stay as they are: fits ask for it dozens of times.
+        """
+        if torch.is_grad_enabled():
+            return self._inverse()
+        state = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self._inverse()
+        return self._kept[1]
+
+    def _inverse(self) -> Float[Tensor, "D D"]:
         lower, upper = self.factors()
         eye = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
         half = torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from recon_core.interfaces import BodyModel, Settings
-from recon_prohmr.evaluation import people_of, sample_errors
+from recon_prohmr.evaluation import sample_errors, test_people
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
 from recon_prohmr.objective import LossJoints, Weights, objective
 from recon_prohmr.weights import load_network, save_network
 from recon_std.bodies import load_body
+from recon_std.encoders.keypoints import keypoint_view
 from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
 from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
@@ -91,7 +92,9 @@ def train(
     sampler = KeypointSampler(
         body, data.poses.to(device), mixed_weights(data, config.even_frames), config.errors, config.people
     )
-    validation = people_of(body, held_out.poses.to(device), 2000)
+    seen, truth = test_people(body, held_out.poses.to(device), 2000)
+    assert seen.keypoints is not None
+    view = keypoint_view(seen.camera, seen.keypoints)
     generator = torch.Generator(device).manual_seed(config.seed)
     network = ProHMRNetwork(config.network).to(device)
     if begin_with:
@@ -126,12 +129,12 @@ def train(
             average.copy_to(averaged)
             line = {"step": step, "seconds": round(elapsed, 1), "gradient": round(float(norm), 3)}
             line |= {name: round(float(value.detach().mean()), 4) for name, value in loss.terms.items()}
-            line["val_pa_mpjpe"] = round(float(sample_errors(averaged.eval(), body, validation, ())["mode"].mean()), 2)
+            line["val_pa_mpjpe"] = round(float(sample_errors(averaged.eval(), body, view, truth)["mode"].mean()), 2)
             print(json.dumps(line), flush=True)
             log.write(json.dumps(line) + "\n")
             log.flush()
             save_network(averaged, out / "prohmr-keypoints.safetensors")
-    final = sample_errors(averaged, body, validation, (1, 5, 10, 25, 100))
+    final = sample_errors(averaged, body, view, truth, (1, 5, 10, 25, 100))
     print(json.dumps({name: round(float(value.mean()), 2) for name, value in final.items()}), flush=True)
     return averaged
 

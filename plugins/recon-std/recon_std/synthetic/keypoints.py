@@ -28,10 +28,10 @@ LIMBS = (LEFT_ARM, RIGHT_ARM, (1, 2, 4, 5, 7, 8, 10, 11))
 class PeopleConfig(Settings):
     """How people and cameras are drawn. Angles in degrees, shares in [0, 1]."""
 
-    exchange: float = 0.2
+    exchange: float = 0.15
     """Chance that one limb comes from another frame (an arm, or both legs)."""
     jitter: float = 4.0
-    """Largest deviation of the random turns added to every joint; each person's own is uniform below it."""
+    """Largest deviation of the random turns added to every joint; each person's own is most often far below it."""
     collars: float = 1.0
     """How much of a raised arm's elevation the collars take over, 0 for none, as captured."""
     betas_scale: float = 1.0
@@ -137,7 +137,7 @@ class KeypointSampler:
             mask[:, list(parts)] = (taken & (which == limb))[:, None]
         pose = axis_angle_to_matrix(torch.where(mask[..., None], other, poses))
         pose = _raise_collars(pose, self.config.collars, generator)
-        own = torch.rand(count, 1, 1, generator=generator, device=device) * math.radians(self.config.jitter)
+        own = torch.rand(count, 1, 1, generator=generator, device=device).square() * math.radians(self.config.jitter)
         turns = torch.randn(count, 24, 3, generator=generator, device=device) * own
         # Head, wrists, hands and toes turn more freely than the capture shows, and matter least to the rest.
         turns[:, [7, 8, 10, 11, 12, 15, 20, 21, 22, 23]] *= 2
