@@ -1,29 +1,30 @@
-"""The BlazePose person detector: a single-shot detector whose boxes come with two points that tell place, size and turn.
+"""The BlazePose person detector: boxes that come with points telling a body's place, size and turn.
 
-Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking", 2020. Anchor layout and decoding as in
-MediaPipe's published graph options for pose_detection.tflite.
+Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking", CVPR workshops 2020. Anchors and decoding
+follow the graph options that MediaPipe publishes with pose_detection.tflite.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from recon_std.detectors.regions import cut, to_picture, transform
-from recon_std.detectors.tflite import TFLiteModel
+from recon_std.detectors.regions import between, cut, to_picture, transform
+from recon_std.detectors.tflite import TFLiteModel, sigmoid
 
 INPUT_SIZE = 224
-_CELLS = ((28, 2), (14, 2), (7, 6))  # cells along a side of the feature map, anchors a cell
+_LAYERS = ((28, 2), (14, 2), (7, 6))  # cells along a side of each feature map, anchors in each cell
 
 
 @cache
-def _anchors() -> Float[np.ndarray, "2254 2"]:
-    """Anchor centres in units of the input side; all anchors have size 1."""
+def anchors() -> Float[np.ndarray, "2254 2"]:
+    """Anchor centres in units of the input's side, in the order of the network's output."""
     layers = []
-    for cells, repeats in _CELLS:
+    for cells, repeats in _LAYERS:
         centre = (np.arange(cells) + 0.5) / cells
         grid = np.stack(np.meshgrid(centre, centre), -1).reshape(-1, 2)
         layers.append(np.repeat(grid, repeats, 0))
@@ -33,73 +34,56 @@ def _anchors() -> Float[np.ndarray, "2254 2"]:
 def decode(
     raw: Float[np.ndarray, "A 12"], logits: Float[np.ndarray, "A 1"], threshold: float
 ) -> Float[np.ndarray, "N 13"]:
-    """Network output to rows (score, x, y, w, h of the centred face-and-torso box, four points), input pixels.
+    """The network's output as rows: score; x, y of a box's centre, its w, h; x, y of four points; input pixels.
 
-    Points: middle of the hips, a point on the circle round the whole body above the head, and the same two of the
-    upper body.
+    The box holds face and shoulders. Points: the middle of the hips, a point above the head on the circle round
+    the whole body, and the same two for the upper body.
     """
-    score = 1 / (1 + np.exp(-np.clip(logits[:, 0], -100, 100)))
+    score = sigmoid(logits[:, 0])
     keep = score >= threshold
-    values, centre = raw[keep].reshape(-1, 6, 2).copy(), _anchors()[keep] * INPUT_SIZE
-    values[:, [0, 2, 3, 4, 5]] += centre[:, None]
+    values = raw[keep].reshape(-1, 6, 2).copy()
+    values[:, [0, 2, 3, 4, 5]] += anchors()[keep, None] * INPUT_SIZE
     return np.concatenate([score[keep, None], values.reshape(-1, 12)], 1)
 
 
-def iou(a: Float[np.ndarray, "N 4"], b: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "N M"]:
-    """Intersection over union of boxes given by centre and size."""
-    low = np.maximum(a[:, None, :2] - a[:, None, 2:] / 2, b[None, :, :2] - b[None, :, 2:] / 2)
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:] / 2, b[None, :, :2] + b[None, :, 2:] / 2)
-    inter = np.clip(high - low, 0, None).prod(-1)
-    union = a[:, None, 2:].prod(-1) + b[None, :, 2:].prod(-1) - inter
-    return inter / np.maximum(union, 1e-9)
-
-
 def weighted_suppression(found: Float[np.ndarray, "N 13"], overlap: float = 0.3) -> Float[np.ndarray, "M 13"]:
-    """Replace each cluster of overlapping boxes by its score-weighted mean, which keeps the best score; best first."""
+    """Each cluster of boxes that overlap its best one becomes their score-weighted mean; best first."""
     found = found[np.argsort(-found[:, 0], kind="stable")]
     merged = []
     while len(found):
-        cluster = iou(found[:1, 1:5], found[:, 1:5])[0] > overlap
+        cluster = _iou(found[0, 1:5], found[:, 1:5]) > overlap
         cluster[0] = True
-        members = found[cluster]
-        mean = (members[:, 1:] * members[:, :1]).sum(0) / members[:, 0].sum()
-        merged.append(np.concatenate([members[:1, 0], mean]))
+        score, values = found[cluster, :1], found[cluster, 1:]
+        merged.append(np.concatenate([score[0], (score * values).sum(0) / score.sum()]))
         found = found[~cluster]
     return np.array(merged).reshape(-1, 13)
 
 
+def _iou(box: Float[np.ndarray, " 4"], boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, " N"]:
+    """Intersection over union of boxes given by centre and size."""
+    low = np.maximum(box[:2] - box[2:] / 2, boxes[:, :2] - boxes[:, 2:] / 2)
+    high = np.minimum(box[:2] + box[2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2)
+    common = np.clip(high - low, 0, None).prod(-1)
+    return common / np.maximum(box[2:].prod() + boxes[:, 2:].prod(-1) - common, 1e-9)
+
+
 class PersonFinder:
-    """People in views of a picture. A view is a region (see `regions`) that is shown to the network."""
+    """Finds people in views of a picture. A view is a region that is shown to the network."""
 
-    def __init__(self, model: TFLiteModel, threshold: float) -> None:
-        self.model = model
-        self.threshold = threshold
+    def __init__(self, model: TFLiteModel) -> None:
+        self._model = model
 
-    def __call__(self, picture: Image.Image, views: Float[np.ndarray, "V 4"]) -> Float[np.ndarray, "N 13"]:
-        """What is found in all views: rows as of `decode`, but in picture pixels; the boxes stay axis-aligned with their view."""
+    def __call__(
+        self, picture: Image.Image, views: Iterable[Float[np.ndarray, " 4"]], threshold: float
+    ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, " N"]]:
+        """Regions round the whole bodies found in any of the views, which must be turned alike, and their scores."""
         rows = [np.zeros((0, 13))]
         for view in views:
-            raw, logits = self.model(cut(picture, view, INPUT_SIZE) * 2 - 1)
-            found = weighted_suppression(decode(raw, logits, self.threshold))
-            affine = to_picture(view[None], INPUT_SIZE)[0]
-            points = found[:, 1:].reshape(-1, 6, 2)
-            size = points[:, 1:2] * view[2] / INPUT_SIZE
-            placed = transform(affine, points)
-            placed[:, 1:2] = size
-            rows.append(np.concatenate([found[:, :1], placed.reshape(-1, 12)], 1))
-        return np.concatenate(rows)
-
-
-def regions_of(found: Float[np.ndarray, "N 13"], margin: float = 1.25) -> Float[np.ndarray, "N 4"]:
-    """The turned squares round whole bodies that the landmark model reads."""
-    hip, top = found[:, 5:7], found[:, 7:9]
-    return region_between(hip, top, margin)
-
-
-def region_between(
-    centre: Float[np.ndarray, "N 2"], top: Float[np.ndarray, "N 2"], margin: float = 1.25
-) -> Float[np.ndarray, "N 4"]:
-    """Squares centred on `centre` whose upright points to `top`, which lies on the circle round the body."""
-    up = top - centre
-    side = 2 * margin * np.linalg.norm(up, axis=-1)
-    return np.concatenate([centre, side[:, None], np.arctan2(up[:, 0], -up[:, 1])[:, None]], -1)
+            raw, logits = self._model(cut(picture, view, INPUT_SIZE) * 2 - 1)
+            found = decode(raw, logits, threshold)
+            # Sizes stay sizes in the view's own turn: boxes are only compared between views turned alike.
+            points = transform(to_picture(view, INPUT_SIZE), found[:, 1:].reshape(-1, 6, 2))
+            points[:, 1] = found[:, 3:5] * view[2] / INPUT_SIZE
+            rows.append(np.concatenate([found[:, :1], points.reshape(-1, 12)], 1))
+        found = weighted_suppression(np.concatenate(rows))
+        return between(found[:, 5:7], found[:, 7:9]), found[:, 0]

@@ -11,10 +11,16 @@ import numpy as np
 from recon_core.errors import AssetError
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """The logistic function, without overflow."""
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+
+
 class TFLiteModel:
     """A model with one float32 input and float32 outputs, loaded on first use.
 
-    One interpreter serves all threads of a process, one call at a time; a copy sent to another process makes its own.
+    One interpreter serves all threads of a process, one call at a time. A copy sent to another process makes
+    its own.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -43,9 +49,7 @@ class TFLiteModel:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise AssetError(
-                f"{self.path}: needs ai-edge-litert ({error}); pip install ai-edge-litert"
-            ) from None
+            raise AssetError(f"{self.path}: needs ai-edge-litert ({error}): pip install ai-edge-litert") from None
         try:
             interpreter = Interpreter(str(self.path), num_threads=self.threads)
             interpreter.allocate_tensors()
