@@ -16,11 +16,11 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r requirements.txt -c constraints.txt
+	$(PIP) install --quiet --no-compile -r requirements.txt -c constraints.txt
 	touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.ready
-	$(PIP) install --quiet -e '.[docs]' -c constraints.txt
+	$(PIP) install --quiet --no-compile -e '.[docs]' -c constraints.txt
 	touch $@
 
 # The astronaut of scikit-image: NASA, public domain.
