@@ -15,6 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from recon_core.assets import assets
+from recon_core.geometry.cameras import default_focal
+from recon_core.interfaces import BodyModel
+from recon_core.metrics import mpjpe, pa_mpjpe, pck
+from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 from recon_prohmr.evaluation import sample_errors, test_people
 from recon_prohmr.fitter import LatentFitter
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
@@ -23,12 +29,6 @@ from recon_std.bodies import load_body
 from recon_std.detectors.blazepose import BlazePoseDetector
 from recon_std.encoders.keypoints import keypoint_view
 from recon_std.readers.mocap import MocapDataset
-
-from recon_core.assets import assets
-from recon_core.geometry.cameras import default_focal
-from recon_core.interfaces import BodyModel
-from recon_core.metrics import mpjpe, pa_mpjpe, pck
-from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 
 HERE = Path(__file__).resolve().parent
 LIMBS = tuple(range(12))

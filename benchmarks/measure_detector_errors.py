@@ -21,18 +21,18 @@ import lsp_ext
 import numpy as np
 import torch
 from PIL import Image
-from recon_std.detectors import calibration
-from recon_std.detectors.blazepose import BlazePoseDetector, BlazePoseSettings
-from recon_std.detectors.landmark_model import LandmarkModel, Landmarks
-from recon_std.detectors.person_finder import PersonFinder
-from recon_std.detectors.regions import whole
-from recon_std.detectors.tflite import TFLiteModel
 from tqdm import tqdm
 
 from recon_core.assets import assets
 from recon_core.metrics import pck
 from recon_core.skeletons import skeleton
 from recon_core.structures import Keypoints
+from recon_std.detectors import calibration
+from recon_std.detectors.blazepose import BlazePoseDetector, BlazePoseSettings
+from recon_std.detectors.landmark_model import LandmarkModel, Landmarks
+from recon_std.detectors.person_finder import PersonFinder
+from recon_std.detectors.regions import whole
+from recon_std.detectors.tflite import TFLiteModel
 
 JOINTS = skeleton("lsp14").joints[:13]  # all but head_top, which blazepose33 lacks
 LIMBS = 12  # of these, the neck is made of the shoulders
@@ -49,7 +49,7 @@ def hits(points: np.ndarray, confidence: np.ndarray, labels: Keypoints) -> np.nd
 
 def readings(photos: list[lsp_ext.LabelledPhoto]) -> list[list[tuple[np.ndarray, Landmarks, np.ndarray]]]:
     """For each photo the people read in four turns of it: traits, reading, hits."""
-    paths = assets().fetch(["blazepose-detection", "blazepose-landmarks"])
+    paths = assets().get("blazepose-detection", "blazepose-landmarks")
     find, read = PersonFinder(TFLiteModel(paths[0])), LandmarkModel(TFLiteModel(paths[1]))
     result = []
     for photo in tqdm(photos, desc="readings"):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recon_core import hookspecs
+
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = [ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))]
 # The import name of a distribution, where it is not the distribution's own name with underscores.
@@ -97,6 +99,16 @@ def test_make_installs_every_distribution_at_the_tested_versions():
     for folder in DISTRIBUTIONS:
         free = {name for name in required(folder) if not name.startswith("recon-")} - pinned
         assert not free, f"{folder.name}: not in constraints.txt"
+
+
+def test_every_hook_is_documented_and_called():
+    text = "".join(path.read_text() for path in sources(ROOT))
+    hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("recon_")}
+    assert "recon_register" in hooks
+    for name, hook in hooks.items():
+        assert hook.__doc__, name
+        called = 'subset_hook_caller("recon_register"' if name == "recon_register" else f'.call("{name}"'
+        assert called in text, name
 
 
 def test_no_file_is_over_400_lines():

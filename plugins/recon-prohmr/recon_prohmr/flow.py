@@ -11,6 +11,7 @@ Values are (B, N, D) here: N vectors for each of the B rows of the context (B, C
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,6 +52,9 @@ class ActNorm(nn.Module):
 
 class LULinear(nn.Module):
     """x -> L U x + b, L unit lower triangular, U upper triangular with diagonal softplus(.) + 1e-3."""
+
+    lower_index: Tensor
+    upper_index: Tensor
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -112,6 +116,9 @@ class LULinear(nn.Module):
 class ResidualBlock(nn.Module):
     """x + Linear(act(Linear(act(x)))), act = ReLU after batch normalisation if there is any (figure 35)."""
 
+    linear_layers: Any  # nn.ModuleList of nn.Linear
+    batch_norm_layers: Any  # nn.ModuleList of nn.BatchNorm1d
+
     def __init__(self, width: int, batch_norm: bool) -> None:
         super().__init__()
         self.linear_layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
@@ -147,6 +154,8 @@ class ResidualBlock(nn.Module):
 
 class ResidualNet(nn.Module):
     """The translation t of a coupling: the context is concatenated to the input at the first layer only."""
+
+    blocks: Any  # nn.ModuleList of ResidualBlock
 
     def __init__(self, inputs: int, context: int, outputs: int, width: int, blocks: int, batch_norm: bool) -> None:
         super().__init__()
@@ -258,6 +267,8 @@ class ConditionalGlow(Prior):
     the thesis, see `ContextScale`.
     """
 
+    transforms: Any  # nn.ModuleList of ActNorm, LULinear, AdditiveCoupling and ContextScale
+
     def __init__(
         self,
         dims: int,
@@ -300,9 +311,7 @@ class ConditionalGlow(Prior):
             z = transform.to_data(z, context)
         return z
 
-    def jacobian(
-        self, z: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
-    ) -> Float[Tensor, "B D D"]:
+    def jacobian(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "B D D"]:
         """d decode(z) / d z. Evaluation mode only: with batch statistics a row depends on the others."""
         z = z[:, None]
         rows = torch.eye(self.dims, dtype=z.dtype, device=z.device).expand(len(z), -1, -1)

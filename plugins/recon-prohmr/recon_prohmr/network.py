@@ -40,6 +40,9 @@ class NetworkConfig(Settings):
 class ShapeCameraHead(nn.Module):
     """[betas, camera] = h(c), one hidden layer (section 4.3.3), added to fixed mean values."""
 
+    init_betas: Tensor
+    init_cam: Tensor
+
     def __init__(self, context: int, width: int, betas: int = 10) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(context, width), nn.ReLU(), nn.Linear(width, betas + 3))
@@ -103,9 +106,7 @@ def turned(pose: Float[Tensor, "*B 24 3 3"], rotation: Float[Tensor, "*B 3 3"]) 
     return torch.cat([(rotation @ pose[..., 0, :, :])[..., None, :, :], pose[..., 1:, :, :]], -3)
 
 
-def stand(
-    body_model: BodyModel, pose: Float[Tensor, "B 24 3 3"], placed: Placed
-) -> BodyParameters:
+def stand(body_model: BodyModel, pose: Float[Tensor, "B 24 3 3"], placed: Placed) -> BodyParameters:
     """The body in the view's frame, its pelvis where the head says."""
     rest = body_model.rest_joints(placed.betas)[:, 0]
     return BodyParameters(pose, placed.betas, placed.pelvis - rest)

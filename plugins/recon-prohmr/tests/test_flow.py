@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from recon_prohmr.flow import ActNorm, ConditionalGlow
 
 PARITY = Path(os.environ.get("RECON_PARITY_DIR", Path(__file__).parents[4] / "shared" / "parity" / "a"))

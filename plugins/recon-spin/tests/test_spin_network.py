@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from recon_spin.regressor import IterativeRegressor
 from recon_std.encoders.images import EfficientNetLite0, ResNet50
 

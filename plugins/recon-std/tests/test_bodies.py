@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recon_std.bodies import ANATOMICAL_PARTS, SMPLBody, face_labels, load_body, mirrored
-from recon_std.bodies.library import SHIPPED, body_files
 
 from recon_core.errors import UsageError
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.skeletons import SKELETONS, SMPL24
 from recon_core.structures import BodyParameters
+from recon_std.bodies import ANATOMICAL_PARTS, SMPLBody, face_labels, load_body, mirrored
+from recon_std.bodies.library import SHIPPED, body_files
 
 
 @pytest.fixture(scope="module")

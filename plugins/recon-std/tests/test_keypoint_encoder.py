@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from recon_core.errors import EvidenceError
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.skeletons import skeleton

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from recon_std.losses.adversarial import gradient_penalty
-from recon_std.losses.common import penalize, weighted_sum
 
 from recon_core.errors import UsageError
 from recon_core.interfaces import Loss
 from recon_core.plugins import registry
 from recon_core.structures import LossValue
+from recon_std.losses.adversarial import gradient_penalty
+from recon_std.losses.common import penalize, weighted_sum
 
 B, J = 3, 14
 # A tetrahedron with one corner cut into a fan: edges of several lengths, no symmetry.

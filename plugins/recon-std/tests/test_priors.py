@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from recon_std.priors.adversarial import AdversarialPrior
-from recon_std.priors.gmm import GaussianMixturePrior
-from recon_std.priors.joint_limits import JointLimitsPrior
-from recon_std.priors.shape import ShapePrior
 from safetensors.torch import save_file
 
 from recon_core.errors import AssetError, UsageError
 from recon_core.interfaces import Prior
 from recon_core.plugins import registry
 from recon_core.skeletons import SMPL24
+from recon_std.priors.adversarial import AdversarialPrior
+from recon_std.priors.gmm import GaussianMixturePrior
+from recon_std.priors.joint_limits import JointLimitsPrior
+from recon_std.priors.shape import ShapePrior
 
 PRIORS = {
     "gmm": GaussianMixturePrior,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
+from recon_core.skeletons import SMPL24
 from recon_std.priors.adversarial import AdversarialPrior
 from recon_std.priors.adversarial_training import area_under_curve
 from recon_std.priors.gmm import GaussianMixturePrior
 from recon_std.priors.joint_limits import JointLimitsPrior
 from recon_std.priors.mixture_fitting import fit_mixture
 from recon_std.priors.train import main, weighted_quantiles
-
-from recon_core.skeletons import SMPL24
 
 
 @pytest.fixture(autouse=True)

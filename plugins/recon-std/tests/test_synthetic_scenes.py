@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from recon_core.errors import InputError
+from recon_core.rendering import Scene
+from recon_core.structures import Mesh
 from recon_std.bodies import load_body
 from recon_std.renderers.warp import WarpRenderer
 from recon_std.synthetic.backgrounds import BackgroundPhotos
@@ -11,10 +15,6 @@ from recon_std.synthetic.clothing import texel_map
 from recon_std.synthetic.detection import GaussianErrors
 from recon_std.synthetic.keypoints import KeypointSampler
 from recon_std.synthetic.scenes import SceneConfig, SceneSampler
-
-from recon_core.errors import InputError
-from recon_core.rendering import Scene
-from recon_core.structures import Mesh
 
 
 @pytest.fixture(scope="module")
