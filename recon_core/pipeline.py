@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import PositiveFloat
 
 from recon_core.assets import assets
 from recon_core.config import RUN, Configuration
-from recon_core.errors import InputError, NoPersonError, PluginError, ReconError, UsageError, nearest
+from recon_core.errors import NoPersonError, PluginError, ReconError, UsageError, nearest
 from recon_core.export.save import exporter
 from recon_core.fitting import FitStage, Fitted, choose_priors
 from recon_core.geometry.cameras import default_focal
@@ -314,20 +315,16 @@ def predict(method: Method, name: str, observation: Observation, photo: Photo) -
 
 
 def keypoint_format(path: Path) -> str:
-    """The detector that reads this file of joints, by its content: OpenPose's has "people", COCO's annotations.
+    """The detector that reads this file of joints: OpenPose's files have "people", a folder holds such, one a photo.
 
-    A folder holds OpenPose files, one a photo. Raises InputError for a file that cannot be read or is no JSON.
+    Any other file is COCO's, whose reader says what is wrong with it if it is not.
     """
-    import json
-
     if path.is_dir():
         return "openpose-json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--keypoints {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"--keypoints {path}: not valid JSON ({error})") from error
+    except (OSError, ValueError, RecursionError):
+        return "coco-json"
     return "openpose-json" if isinstance(content, dict) and "people" in content else "coco-json"
 
 

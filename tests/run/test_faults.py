@@ -242,23 +242,33 @@ def test_a_damaged_model_file_is_named_with_its_sha256(
     assert not (tmp_path / "out").exists()
 
 
+JOINTS = [value for j in range(25) for value in (60 + j, 20 + 3 * j, 0.9)]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "message"),
     [
-        (None, "cannot be read"),
-        ("{", "not valid JSON"),
+        (None, 1, "joints.json: cannot be read"),
+        ("", 1, "joints.json: the file is empty"),
+        ("{", 1, "joints.json: not a JSON file"),
+        ("[" * 100_000, 1, "joints.json: "),
+        ("[]", 1, "joints.json: holds no keypoints"),
+        ('{"people": []}', 3, "no person found"),
+        (json.dumps({"people": [{"pose_keypoints_2d": [float("nan"), *JOINTS[1:]]}]}), 1, "not finite"),
+        (json.dumps({"people": [{"pose_keypoints_2d": [0.0] * 75}]}), 3, "no person found"),
+        (json.dumps({"people": [{"pose_keypoints_2d": JOINTS[:7]}]}), 1, "x, y, confidence"),
     ],
 )
-def test_a_keypoints_file_that_cannot_be_read(
-    content: str | None, message: str, photo: DrawPhoto, recon: Callable[..., Any], tmp_path: Path
+def test_a_keypoints_file_that_cannot_be_used(
+    content: str | None, code: int, message: str, photo: DrawPhoto, recon: Callable[..., Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "joints.json"
     if content is not None:
         path.write_text(content)
     ran = recon("run", *TOY, photo("a.png"), "-o", tmp_path / "out", "--keypoints", path)
-    assert ran.code == 1
-    assert str(path) in ran.line
+    assert ran.code == code
     assert message in ran.line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_hook_that_raises_fails_its_photo_only(

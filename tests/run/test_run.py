@@ -168,6 +168,29 @@ def test_the_box_option(photo: DrawPhoto, recon: Callable[..., Any], tmp_path: P
     assert record["settings"]["run"]["box"] == [95, 5, 50, 110]
 
 
+def test_joints_from_openpose_and_coco_files(photo: DrawPhoto, recon: Callable[..., Any], tmp_path: Path) -> None:
+    path = photo("a.png", NOBODY)
+    openpose = [value for j in range(25) for value in (60 + j, 20 + 3 * j, 0.9)]
+    (tmp_path / "a_keypoints.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": openpose}]}))
+    coco = {
+        "image_id": 7,
+        "keypoints": [v for j in range(17) for v in (60 + j, 20 + 4 * j, 2)],
+        "bbox": [50, 10, 40, 90],
+    }
+    (tmp_path / "coco.json").write_text(
+        json.dumps(
+            {"images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}], "annotations": [coco]}
+        )
+    )
+    for name, skeleton in (("a_keypoints.json", "openpose25"), (".", "openpose25"), ("coco.json", "coco17")):
+        out = tmp_path / f"out {skeleton} {len(name)}"
+        ran = recon("run", *TOY, path, "-o", out, "--keypoints", tmp_path / name)
+        assert (ran.code, ran.err) == (0, "")
+        (person,) = json.loads((out / "a" / "result.json").read_text())["people"]
+        assert person["detected"][skeleton]["nose"][:2] == [60, 20]
+        assert person["fit"]["converged"]
+
+
 def test_a_mesh_method_gets_the_same_files(photo: DrawPhoto, recon: Callable[..., Any], tmp_path: Path) -> None:
     ran = recon("run", "--method", "toy-mesh", photo("a.png"), "-o", tmp_path / "out", "--format", "obj,bvh")
     assert ran.code == 0
