@@ -19,12 +19,12 @@ class Edges:
     """The E undirected edges of a mesh.
 
     vertices: (E, 2), the smaller index first, rows ascending. faces: (E, 2), two of the faces that meet there; the
-    second is -1 at a border. manifold: (E,) bool, exactly two faces meet and they agree on which side is outside.
+    second is -1 at a border. irregular: (K,) the edges where not exactly two faces meet that agree on their outside.
     """
 
     vertices: Int[Tensor, "E 2"]
     faces: Int[Tensor, "E 2"]
-    manifold: Int[Tensor, " E"]
+    irregular: Int[Tensor, " K"]
 
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -50,9 +50,10 @@ def _edges(faces: Int[Tensor, "F 3"]) -> Edges:
     paired = counts > 1
     two = order[torch.where(paired, first + 1, first)]
     # A half edge belongs to face index // 3. Neighbours that agree run along their edge in opposite directions.
-    neighbours = torch.stack([one // 3, torch.where(paired, two // 3, -1)], 1)
-    manifold = (counts == 2) & (start[one] != start[two])
-    return Edges(torch.stack([low[one], high[one]], 1), neighbours, manifold)
+    # Stored by column: who asks for edges asks for one end, or one side, of all of them.
+    neighbours = torch.stack([one // 3, torch.where(paired, two // 3, -1)]).T
+    irregular = ((counts != 2) | (start[one] == start[two])).nonzero().squeeze(1)
+    return Edges(torch.stack([low[one], high[one]]).T, neighbours, irregular)
 
 
 def adjacent_faces(faces: Int[Tensor, "F 3"]) -> Int[Tensor, "P 2"]:

@@ -1,6 +1,7 @@
 """Drawing meshes: scenes, fragments, and the shading that every renderer shares. docs/rendering.md."""
 
 from recon_core.rendering.coverage import FaceProbabilities, SoftSettings
+from recon_core.rendering.edges import Outline, outline
 from recon_core.rendering.fragments import Fragments, Visible
 from recon_core.rendering.picture import Picture, shade
 from recon_core.rendering.scene import Scene
@@ -18,6 +19,7 @@ from recon_core.rendering.shading import (
 __all__ = [
     "FaceProbabilities",
     "Fragments",
+    "Outline",
     "Picture",
     "Scene",
     "SoftSettings",
@@ -27,6 +29,7 @@ __all__ = [
     "harmonics",
     "interpolate",
     "irradiance",
+    "outline",
     "pixel_normals",
     "sample_texture",
     "shade",

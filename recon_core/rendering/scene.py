@@ -14,7 +14,7 @@ from recon_core.errors import UsageError
 from recon_core.structures import Camera, Mesh
 
 SMALLEST_DEPTH = 1e-8
-"""Depths nearer to the camera plane than this, in metres, are moved to it before dividing by them."""
+"""Depths nearer to the camera plane than this, in metres, become this before anything is divided by them."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ class Scene:
             p = torch.baddbmm(b.transpose(1, 2), mesh.vertices, A.transpose(1, 2))
             if not camera.orthographic:
                 z = p[..., 2:]
-                tiny = torch.where(z < 0, -SMALLEST_DEPTH, SMALLEST_DEPTH).to(z)
-                z = torch.where(z.abs() < SMALLEST_DEPTH, tiny, z)
+                z = torch.where(z.abs() < SMALLEST_DEPTH, SMALLEST_DEPTH, z)
                 p = torch.cat([p[..., :2] / z, z], -1)
             parts.append(p)
         return self.packed(parts)

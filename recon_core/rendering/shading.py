@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from recon_core.errors import UsageError
+from recon_core.geometry.topology import face_normals
 from recon_core.rendering.fragments import Visible
 from recon_core.rendering.scene import Scene
 
@@ -17,9 +18,10 @@ GREY = 0.7
 
 def interpolate(visible: Visible, faces: Int[Tensor, "M 3"], values: Float[Tensor, "N C"]) -> Float[Tensor, "P C"]:
     """Values of packed vertices at the visible pixels. Differentiable in values and barycentrics."""
-    corners = faces.index_select(0, visible.face).reshape(-1)
-    picked = values.index_select(0, corners).reshape(len(visible), 3, -1)
-    return (picked * visible.barycentrics[..., None]).sum(1)
+    corners = faces.index_select(0, visible.face)
+    a, b, c = (values.index_select(0, corner) for corner in corners.unbind(1))
+    u, v, w = visible.barycentrics.split(1, 1)
+    return a * u + b * v + c * w
 
 
 def sample_texture(
@@ -47,6 +49,10 @@ def albedo(scene: Scene, visible: Visible) -> Float[Tensor, "P C"]:
 
     Raises UsageError when meshes of one scene have colours of differing channel counts.
     """
+    if scene.meshes and all(mesh.texture is None and mesh.colors is not None for mesh in scene.meshes):
+        channels = {mesh.colors.shape[2] for mesh in scene.meshes if mesh.colors is not None}
+        if len(channels) == 1:
+            return interpolate(visible, scene.faces, scene.packed([m.colors for m in scene.meshes]))  # type: ignore[misc]
     parts: list[Tensor] = []
     index: list[Tensor] = []
     for i, mesh in enumerate(scene.meshes):
@@ -84,8 +90,7 @@ def albedo(scene: Scene, visible: Visible) -> Float[Tensor, "P C"]:
 def vertex_normals(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "M 3"]) -> Float[Tensor, "N 3"]:
     """Unit normals of packed vertices: the area-weighted mean of their faces', outwards; 0 without any area."""
     corners = faces.reshape(-1).long()
-    a, b, c = vertices.index_select(0, corners).reshape(-1, 3, 3).unbind(1)
-    area = torch.linalg.cross(b - a, c - a)
+    area = face_normals(vertices[None], faces, unit=False)[0]
     total = torch.zeros_like(vertices).index_add(0, corners, area.repeat_interleave(3, 0))
     return normalize(total, dim=-1, eps=1e-20)
 

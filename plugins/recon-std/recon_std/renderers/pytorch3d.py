@@ -8,14 +8,21 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
-from pytorch3d.structures import Meshes
 from torch import Tensor
 
-from recon_core.errors import UsageError
+from recon_core.errors import PluginError, UsageError
 from recon_core.interfaces import Renderer
 from recon_core.rendering import FaceProbabilities, Fragments, Scene, SoftSettings
 from recon_core.structures import Camera, Mesh
+
+try:
+    from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
+    from pytorch3d.structures import Meshes
+except Exception as error:  # a library built for another torch fails in many ways
+    raise PluginError(
+        f"pytorch3d does not work here ({type(error).__name__}: {' '.join(str(error).split())}): "
+        f"use renderer 'warp', or on Linux pip install --force-reinstall easypytorch3d"
+    ) from error
 
 FIRST_TRY = 32
 """Faces a pixel to ask for first when all are wanted; doubled until they fit."""

@@ -221,7 +221,7 @@ def soft_kernels(dtype: torch.dtype) -> SimpleNamespace:
         p1 = screen[faces[face][1]]
         p2 = screen[faces[face][2]]
         limits = box(p0, p1, p2, reach, least_area, near, height, width)
-        found = int(0)
+        found = wp.int32(0)
         for row in range(limits[2], limits[3] + 1):
             for column in range(limits[0], limits[1] + 1):
                 p = centre(row, column)

@@ -16,6 +16,8 @@ import warp as wp
 from jaxtyping import Int
 from torch import Tensor
 
+from recon_core.errors import PluginError
+
 ROWS_A_THREAD = 256
 """A picture with at least this many rows a thread is shared among CPU threads by rows."""
 
@@ -38,9 +40,28 @@ def _native_stderr_closed() -> Iterator[None]:
 
 @cache
 def start() -> None:
-    """Initialise Warp without its banner."""
-    with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
-        wp.init()
+    """Initialise Warp without its banner. Raises PluginError when it does not work here."""
+    try:
+        with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
+            wp.init()
+    except Exception as error:
+        raise _broken(error) from error
+
+
+@cache
+def _compiled(module: wp.Module, device: str) -> None:
+    """Compile a module's kernels or take them from Warp's cache."""
+    try:
+        wp.load_module(module, device=device)
+    except Exception as error:
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> PluginError:
+    return PluginError(
+        f"Warp does not work here ({type(error).__name__}: {' '.join(str(error).split())}): use renderer 'pytorch3d', "
+        f"or set WARP_CACHE_PATH to a folder that can be written to"
+    )
 
 
 @cache
@@ -56,16 +77,16 @@ def launch(
     On a CPU a launch runs on one core; several launches run side by side on torch's number of threads, and must
     not write to the same memory. On a GPU they follow each other on torch's current stream.
     """
+    where = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
+    _compiled(kernel.module, where)
     if device.type == "cuda":
         with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device)), sync_enter=False):
             for dim, values in zip(dims, inputs, strict=True):
-                wp.launch(kernel, dim, list(values), device=f"cuda:{device.index or 0}")
+                wp.launch(kernel, dim, list(values), device=where)
         return
     if len(dims) == 1:
         wp.launch(kernel, dims[0], list(inputs[0]), device="cpu")
         return
-    # Before the threads start, so that they do not compile it twice.
-    wp.load_module(kernel.module, device="cpu")
     run = lambda dim, values: wp.launch(kernel, dim, list(values), device="cpu")  # noqa: E731
     list(_threads(torch.get_num_threads()).map(run, dims, inputs))
 
