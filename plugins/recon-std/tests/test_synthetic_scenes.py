@@ -12,6 +12,7 @@ from recon_std.bodies import load_body
 from recon_std.renderers.warp import WarpRenderer
 from recon_std.synthetic.backgrounds import BackgroundPhotos
 from recon_std.synthetic.clothing import texel_map
+from recon_std.synthetic.dataset import SyntheticDataset
 from recon_std.synthetic.detection import GaussianErrors
 from recon_std.synthetic.keypoints import KeypointSampler
 from recon_std.synthetic.scenes import SceneConfig, SceneSampler
@@ -137,3 +138,24 @@ def test_background_photos_fill_what_the_person_leaves_free(people, tmp_path):
     (tmp_path / "red.png").unlink()
     with pytest.raises(InputError, match=r"image|picture"):
         BackgroundPhotos(tmp_path)
+
+
+def test_dataset_needs_no_files_and_streams_the_same_people_to_any_number_of_processes():
+    from recon_core.datasets import Mixture, Source
+
+    data = SyntheticDataset(config=SyntheticDataset.Config(size=64, texture=32))
+    torch.testing.assert_close(data[7]["image"], data[7]["image"])
+    assert (data[7]["pose"] - data[8]["pose"]).abs().max() > 0.1
+    mixture = Mixture([Source("synthetic", data)], 4, seed=3)
+    whole, halves = mixture.batch(0), [mixture.batch(0, rank, 2) for rank in range(2)]
+    for name in ("image", "keypoints2d", "pose"):
+        parts = torch.stack([half[name] for half in halves], 1).flatten(0, 1)
+        torch.testing.assert_close(parts, whole[name], atol=1e-4, rtol=1e-4)
+    # Truth and picture agree: the body's own joints project onto the 2D joints.
+    body = load_body("free")
+    from recon_core.structures import BodyParameters, Camera
+
+    eye, zero = torch.eye(3).expand(4, 3, 3), torch.zeros(4, 3)
+    placed = BodyParameters(whole["pose"], whole["betas"], whole["translation"])
+    projected = Camera(whole["K"], eye, zero, (64, 64)).project(body.keypoints(placed, "lsp14"))
+    torch.testing.assert_close(projected, whole["keypoints2d"], atol=1e-2, rtol=0)
