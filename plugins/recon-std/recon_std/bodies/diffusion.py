@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sparse
 import scipy.sparse.linalg
+import torch
 
-from recon_std.bodies.topology import vertex_areas
+from recon_core.geometry.topology import cotangent_weights, vertex_areas
 
 
 def diffused(values: np.ndarray, points: np.ndarray, faces: np.ndarray, distance: float) -> np.ndarray:
@@ -15,13 +16,12 @@ def diffused(values: np.ndarray, points: np.ndarray, faces: np.ndarray, distance
     Cotangent Laplacian with its negative weights cut off, so that values stay within their range and rows that
     sum to 1 keep doing so.
     """
-    corner, following, last = faces[:, [0, 1, 2]], faces[:, [1, 2, 0]], faces[:, [2, 0, 1]]
-    a, b = points[following] - points[corner], points[last] - points[corner]
-    sine = np.maximum(np.linalg.norm(np.cross(a, b), axis=-1), 1e-12)
-    cotangent = np.clip((a * b).sum(-1) / sine, 0.01, 10).ravel() / 2
-    edges = sparse.coo_matrix((cotangent, (following.ravel(), last.ravel())), (len(points),) * 2)
+    at, triangles = torch.as_tensor(points, dtype=torch.float64), torch.as_tensor(faces)
+    pairs, weight = cotangent_weights(at, triangles)
+    start, end = pairs.numpy().T
+    edges = sparse.coo_matrix((weight.clamp(0.005, 5).numpy(), (start, end)), (len(points),) * 2)
     edges = (edges + edges.T).tocsr()
     laplacian = sparse.diags(np.asarray(edges.sum(1)).ravel()) - edges
-    mass = vertex_areas(points, faces)
+    mass = vertex_areas(at[None], triangles)[0].numpy()
     system = sparse.diags(mass) + 0.5 * distance**2 * laplacian
     return scipy.sparse.linalg.splu(system.tocsc()).solve(mass[:, None] * values)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from recon_core.errors import AssetError
+from recon_core.rendering.shading import vertex_normals
 from recon_core.safe_pickle import load_arrays
 from recon_core.skeletons import SMPL_PARENTS
 from recon_std.bodies import parts, topology
@@ -125,6 +127,7 @@ def _convert(arrays: dict[str, np.ndarray], path: Path) -> BodyData:
     weights /= weights.sum(1, keepdims=True)
     anatomy = parts.anatomical_parts(weights)
     uv, uv_faces = topology.face_atlas(len(faces))
+    normals = vertex_normals(torch.from_numpy(template), torch.from_numpy(faces))
     return BodyData(
         name="-".join(filter(None, (kind, _gender(path)))),
         licence=licence,
@@ -139,7 +142,7 @@ def _convert(arrays: dict[str, np.ndarray], path: Path) -> BodyData:
         mirror=topology.find_mirror(template),
         parts=parts.joint_parts(weights),
         anatomy=anatomy,
-        torso=parts.torso_sides(anatomy, topology.vertex_normals(template, faces)),
+        torso=parts.torso_sides(anatomy, normals.numpy()),
     )
 
 

@@ -1,21 +1,8 @@
-"""Areas, normals, mirror pairs and texture coordinates of a body's mesh (numpy)."""
+"""What SMPL files do not hold, derived from their meshes: mirror pairs and texture coordinates."""
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def vertex_areas(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V,) a third of the area of the faces around each vertex."""
-    area = np.linalg.norm(_face_normals(points, faces), axis=1) / 6
-    return np.bincount(faces.ravel(), np.repeat(area, 3), minlength=len(points))
-
-
-def vertex_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 3) area-weighted mean normals, not of unit length."""
-    normals = np.zeros_like(points)
-    np.add.at(normals, faces.ravel(), np.repeat(_face_normals(points, faces), 3, axis=0))
-    return normals
 
 
 def find_mirror(template: np.ndarray, tolerance: float = 0.02) -> np.ndarray | None:
@@ -47,8 +34,3 @@ def face_atlas(faces: int) -> tuple[np.ndarray, np.ndarray]:
     lower = np.array([[near, near], [far, near], [near, far]])
     triangle = np.where((np.arange(faces) % 2 == 0)[:, None, None], lower, 1 - lower)
     return ((corner[:, None] + triangle) / side).reshape(-1, 2), np.arange(3 * faces).reshape(-1, 3)
-
-
-def _face_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    a, b, c = points[faces].swapaxes(0, 1)
-    return np.cross(b - a, c - a)
