@@ -345,7 +345,7 @@ def _fabric(settings: TrainingSettings, several_optimizers: bool) -> Any:
         strategy = DDPStrategy(find_unused_parameters=several_optimizers, broadcast_buffers=False)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        return Fabric(
+        fabric = Fabric(
             accelerator=settings.accelerator,
             devices=devices,
             num_nodes=nodes,
@@ -355,6 +355,9 @@ def _fabric(settings: TrainingSettings, several_optimizers: bool) -> Any:
     except (RuntimeError, ValueError, TypeError) as error:  # Fabric's MisconfigurationException is a RuntimeError
         wanted = f"accelerator={settings.accelerator}, devices={devices}, precision={settings.precision}"
         raise UsageError(f"{wanted}: cannot be had here ({' '.join(str(error).split())})") from None
+    if fabric.strategy.precision.precision != settings.precision:
+        raise UsageError(f"precision={settings.precision}: this device has none; take bf16-mixed or 32-true")
+    return fabric
 
 
 def _seed(seed: int, step: int, rank: int) -> None:
