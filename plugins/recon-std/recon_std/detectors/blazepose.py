@@ -70,10 +70,9 @@ class BlazePoseDetector(Detector):
     gives: ClassVar[frozenset[str]] = frozenset({"box", "keypoints", "mask"})
 
     def __init__(self, config: BlazePoseSettings | None = None, files: Assets | None = None) -> None:
-        """Fetches the model files when they are missing; raises AssetError when that fails."""
+        """Fetches the model files when they are missing. Raises AssetError when that fails or one is damaged."""
         self.config = config or BlazePoseSettings()
-        files = files or assets()
-        paths = files.fetch(["blazepose-detection", "blazepose-landmarks"])
+        paths = (files or assets()).get("blazepose-detection", "blazepose-landmarks")
         self._find = PersonFinder(TFLiteModel(paths[0], self.config.threads))
         self._read = LandmarkModel(TFLiteModel(paths[1], self.config.threads))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +55,34 @@ class TFLiteModel:
         except ImportError as error:
             raise AssetError(f"{self.path}: needs ai-edge-litert ({error}): pip install ai-edge-litert") from None
         try:
-            interpreter = Interpreter(str(self.path), num_threads=self.threads)
-            interpreter.allocate_tensors()
+            with _without_greeting():
+                interpreter = Interpreter(str(self.path), num_threads=self.threads)
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise AssetError(f"{self.path}: cannot be run ({str(error).splitlines()[0]})") from None
         return interpreter
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Keep the runtime's "INFO: Created TensorFlow Lite XNNPACK delegate" off stderr: it has no setting for that.
+
+    The runtime writes to the file descriptor, so that is what is turned aside, for the milliseconds of loading.
+    Whatever else was written meanwhile is passed on.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # no stderr, nothing to keep clean
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            aside.seek(0)
+            for line in aside:
+                if not line.startswith(b"INFO: Created TensorFlow Lite"):
+                    os.write(2, line)
