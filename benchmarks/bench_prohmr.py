@@ -75,22 +75,32 @@ def motion_capture(method: ProHMR, body: BodyModel, data: Path, people: int) -> 
     assert seen.keypoints is not None
     counts = (1, 5, 10, 25, 100, 4096)
     view = keypoint_view(seen.camera, seen.keypoints)
-    errors = {name: float(value.mean()) for name, value in sample_errors(method.network, body, view, truth, counts).items()}
+    errors = {
+        name: float(value.mean()) for name, value in sample_errors(method.network, body, view, truth, counts).items()
+    }
     mode = errors["mode"]
-    print(f"\nMotion capture, validation part: {people} people, PA-MPJPE over lsp14 in mm, and as a share of the mode's")
+    print(
+        f"\nMotion capture, validation part: {people} people, PA-MPJPE over lsp14 in mm, and as a share of the mode's"
+    )
     theirs = {"mode": (59.8, 41.2), "best of 5": (56.5, 39.4), "best of 10": (54.6, 38.3), "best of 25": (52.4, 36.8)}
     theirs["best of 4096"] = (40.8, 29.9)
     print(f"{'':16}{'ours':>8}{'share':>8}   thesis, tables 11, 12: 3DPW        Human3.6M")
     for name, value in errors.items():
         paper = theirs.get(name)
-        beside = "" if paper is None else "".join(f"{v:12.1f} ({v / m:.2f})" for v, m in zip(paper, theirs["mode"], strict=True))
+        beside = (
+            ""
+            if paper is None
+            else "".join(f"{v:12.1f} ({v / m:.2f})" for v, m in zip(paper, theirs["mode"], strict=True))
+        )
         print(f"{name:16}{value:8.1f}{value / mode:8.2f}   {beside}")
     print(f"{'':35}thesis, table 16 (2D joints to 3D, Human3.6M): 47.6, best of 4096 32.9 (0.69)")
 
     modes, fits, milliseconds = fitted(method, body, seen)
     joints = body.keypoints(truth, "lsp14")
     print(f"\nFit to the same 2D joints ({milliseconds:.0f} ms a person, mode and fit, one at a time)")
-    print(f"{'':10}{'PA-MPJPE':>10}{'MPJPE':>8}{'absolute':>10}{'2D, % of box':>14}   thesis, table 13: 3DPW, H36M (OP), H36M (GT)")
+    print(
+        f"{'':10}{'PA-MPJPE':>10}{'MPJPE':>8}{'absolute':>10}{'2D, % of box':>14}   thesis, table 13: 3DPW, H36M (OP), H36M (GT)"
+    )
     paper_rows = {"mode": "59.8, 41.2, 41.2", "fit": "55.1, 39.3, 34.8"}
     side = seen.box[:, 2:].amax(-1) if seen.box is not None else torch.ones(people)
     for name, found in (("mode", modes), ("fit", fits)):
@@ -98,7 +108,9 @@ def motion_capture(method: ProHMR, body: BodyModel, data: Path, people: int) -> 
         flat = seen.camera.project(body.keypoints(found, seen.keypoints.skeleton))
         off = 100 * (flat - seen.keypoints.points).norm(dim=-1).mean(1) / side
         row = (pa_mpjpe(own, joints), mpjpe(own, joints, HIPS), mpjpe(own, joints), off)
-        print("{:10}{:10.1f}{:8.1f}{:10.0f}{:14.2f}   {}".format(name, *(float(v.mean()) for v in row), paper_rows[name]))
+        print(
+            "{:10}{:10.1f}{:8.1f}{:10.0f}{:14.2f}   {}".format(name, *(float(v.mean()) for v in row), paper_rows[name])
+        )
     print("\n" + DIFFERENCES)
 
 

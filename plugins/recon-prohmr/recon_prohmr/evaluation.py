@@ -69,8 +69,9 @@ def sample_errors(
 
     result = {"mode": errors(network.flow.mode(context)[:, None])[:, 0]}
     drawn: list[Tensor] = []
-    for chunk in torch.arange(max(counts, default=0)).split(16):
-        z = torch.randn(len(context), len(chunk), network.flow.dims, generator=generator)
+    most = max(counts, default=0)
+    for first in range(0, most, 16):
+        z = torch.randn(len(context), min(16, most - first), network.flow.dims, generator=generator)
         drawn.append(errors(network.flow.decode(z, context)))
     if drawn:
         best = torch.cat(drawn, 1).cummin(1).values

@@ -33,7 +33,6 @@ class LatentFitterConfig(Settings):
 
     iterations: int = Field(default=10, ge=1)
     tolerance: float = Field(default=3e-3, gt=0, description="relative fall of the energy at which a fit has converged")
-    damping: float = Field(default=1e-2, gt=0, description="of the first step")
     prior_weight: float = Field(default=1.0, ge=0, description="of |z|^2 / 2, the negative log density")
     betas_weight: float = Field(default=1.0, ge=0, description="of |betas|^2 / 2")
     noise: Noise = Field(default_factory=Noise)
@@ -87,31 +86,24 @@ class LatentObjective:
         values = self.prior.decode(latent.z[:, None], self.context)[:, 0]
         pose = pose_from_6d(values)
         angles = matrix_to_axis_angle(pose[:, 1:])
-        inner = self.evidence.evaluate(
-            Variables(angles, latent.betas, pose[:, :1], latent.translation[:, None])
-        )
+        inner = self.evidence.evaluate(Variables(angles, latent.betas, pose[:, :1], latent.translation[:, None]))
         terms = dict(inner.terms)
         terms["pose prior"] = 0.5 * self.config.prior_weight * latent.z.square().sum(1)
         terms["betas prior"] = 0.5 * self.config.betas_weight * latent.betas.square().sum(1)
         return LatentEvaluation(latent, values, inner, terms, inner.energy + terms["pose prior"] + terms["betas prior"])
 
-    def linearize(self, at: LatentEvaluation, late: Tensor | None = None) -> Quadratic:
-        inner, latent = self.evidence.linearize(at.inner), at.latent
+    def linearize(self, at: LatentEvaluation, settled: Float[Tensor, " N"]) -> Quadratic:
+        """Gauss-Newton throughout, settled or not: the turning of the levers is only a part of the second order here,
+        the flow's own bend being the other."""
+        inner, latent = self.evidence.linearize(at.inner, torch.zeros_like(settled)), at.latent
         chain = self._chain(at)
-        own = torch.cat(
-            [
-                torch.full_like(latent.z, self.config.prior_weight),
-                torch.full_like(latent.betas, self.config.betas_weight),
-                torch.zeros_like(latent.translation),
-            ],
-            1,
-        )
-        place = torch.cat([latent.z, latent.betas, latent.translation], 1)
-        gradient = (inner.gradient[:, None] @ chain)[:, 0] + own * place
-        seen = chain.transpose(1, 2) @ inner.curvature @ chain
-        # Damped by what the priors say, and by a little of the evidence where they say nothing.
-        metric = torch.diag_embed(own + 1e-2 * seen.diagonal(dim1=1, dim2=2) + 1e-6)
-        return Quadratic(gradient, seen + torch.diag_embed(own), metric)
+        weights = (self.config.prior_weight, self.config.betas_weight, 0.0)
+        parts = (latent.z, latent.betas, latent.translation)
+        own = torch.cat([torch.full_like(part, weight) for part, weight in zip(parts, weights, strict=True)], 1)
+        gradient = (inner.gradient[:, None] @ chain)[:, 0] + own * torch.cat(parts, 1)
+        data = chain.transpose(1, 2) @ inner.data @ chain
+        floor = data.diagonal(dim1=1, dim2=2) * 1e-2 + 1e-6
+        return Quadratic(gradient, data, torch.diag_embed(own), floor)
 
     def _chain(self, at: LatentEvaluation) -> Float[Tensor, "N P Q"]:
         """d (columns of Variables) / d (columns of Latent)."""
@@ -187,7 +179,7 @@ class LatentFitter(Fitter):
         objective = LatentObjective(Objective(evidence), prior, context, self.config)
         start = Latent(torch.zeros_like(context[:, :1]).expand(-1, prior.dims), initial.betas, initial.translation)
         before = objective.evaluate(start)
-        found = minimise(objective, start, self.config.iterations, self.config.tolerance, self.config.damping)
+        found = minimise(objective, start, self.config.iterations, self.config.tolerance)
         after = objective.evaluate(found.variables)
         failed = ~torch.isfinite(after.energy)
         latent = after.latent

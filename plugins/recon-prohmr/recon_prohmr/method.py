@@ -91,5 +91,8 @@ class ProHMR(Method):
         back = view.rotation.transpose(-1, -2)[:, None].expand(-1, count, -1, -1)
         spread = lambda value: value[:, None].expand(-1, count, -1)  # noqa: E731
         return Samples(
-            turned(pose, back), spread(body.betas), spread(body.translation), self.network.flow.latent_log_prob(z, context)
+            turned(pose, back),
+            spread(body.betas),
+            spread(body.translation),
+            self.network.flow.latent_log_prob(z, context),
         )

@@ -60,9 +60,9 @@ class LossJoints:
         self.body_model = body_model
         count = body_model.shape_count
         whole = PointBasis.of_skeleton(body_model, "lsp14", count)
-        detailed = PointBasis.of_skeleton(body_model, "blazepose33", count)[torch.tensor(_EXTRA)]
-        self.mass = torch.cat([whole.mass, detailed.mass])
-        offsets = torch.cat([whole.offsets, detailed.offsets], 2)
+        detailed = PointBasis.of_skeleton(body_model, "blazepose33", count)
+        self.mass = torch.cat([whole.mass, detailed.mass[_EXTRA]])
+        offsets = torch.cat([whole.offsets, detailed.offsets[:, :, _EXTRA]], 2)
         self.mean, self.directions = offsets[..., 0].reshape(1, -1), offsets[..., 1:].reshape(-1, count).T.contiguous()
 
     def __call__(self, body: BodyParameters) -> Float[Tensor, "B J 3"]:

@@ -9,3 +9,4 @@ from recon_core.plugins import Registrar
 @hookimpl
 def recon_register(register: Registrar) -> None:
     register.method("prohmr", "recon_prohmr.method:ProHMR", summary="the distribution of bodies, by a conditional flow")
+    register.fitter("prohmr-latent", "recon_prohmr.fitter:LatentFitter", summary="fits in the latent space of prohmr")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recon_core.interfaces import BodyModel, Settings
+from recon_core.interfaces import Settings
 from recon_prohmr.evaluation import sample_errors, test_people
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
 from recon_prohmr.objective import LossJoints, Weights, objective
@@ -75,9 +75,7 @@ def mixed_weights(data: MocapDataset, even: float) -> Tensor:
     return even / len(data) + (1 - even) * data.sampling_weights
 
 
-def train(
-    config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: Path | None = None
-) -> ProHMRNetwork:
+def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: Path | None = None) -> ProHMRNetwork:
     """Run `config`; returns the averaged network. Checkpoint, configuration and log lines go to `out`.
 
     begin_with: weights of an earlier run to go on from, with a fresh optimizer.

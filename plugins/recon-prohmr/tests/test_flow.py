@@ -57,7 +57,9 @@ def test_published_flows(formula, method, dims, context):
     gold = np.load(PARITY / f"{method}.golden.npz")
     prefix, values = spec["prefix"], "pose6d" if method == "prohmr" else "joints3d"
     state = {
-        "transforms." + key["name"].removeprefix(PUBLISHED): torch.tensor(formula.fill(key["name"], key["shape"], prefix))
+        "transforms." + key["name"].removeprefix(PUBLISHED): torch.tensor(
+            formula.fill(key["name"], key["shape"], prefix)
+        )
         for key in spec["keys"]
         if key["name"].startswith(PUBLISHED)
         and key["fill"] not in ("zero", "true", "structural")

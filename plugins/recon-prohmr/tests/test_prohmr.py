@@ -1,0 +1,313 @@
+"""The method and its latent fit: on the shipped weights where they matter, on a small random network elsewhere."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from recon_core.assets import assets
+from recon_core.errors import AssetError, EvidenceError, UsageError
+from recon_core.geometry.rotations import axis_angle_to_matrix, rotation_6d_to_matrix
+from recon_core.metrics import pa_mpjpe
+from recon_core.structures import Camera, Keypoints, Observation
+from recon_prohmr.evaluation import test_people as people_of
+from recon_prohmr.fitter import LatentFitter, LatentFitterConfig, turn_of_6d
+from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
+from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d
+from recon_prohmr.prior import PosePrior
+from recon_prohmr.weights import load_network, save_network
+from recon_std.bodies import load_body
+from recon_std.priors.shape import ShapePrior
+
+
+@pytest.fixture(scope="module")
+def body():
+    return load_body("free")
+
+
+@pytest.fixture(scope="module")
+def shipped(body):
+    return ProHMR.from_assets(ProHMRConfig(samples=20), assets(), body)
+
+
+@pytest.fixture(scope="module")
+def people(body):
+    """Twelve upright people with slightly bent limbs, seen with an error of 1 % of the box."""
+    poses = torch.randn(12, 24, 3, generator=torch.Generator().manual_seed(0)) * 0.15
+    poses[:, 16, 2], poses[:, 17, 2] = -1.2, 1.2
+    poses[:, 0] = 0
+    return people_of(body, poses, 12, noise=0.01)
+
+
+def small(body) -> ProHMR:
+    torch.manual_seed(0)
+    sizes = NetworkConfig(context=16, encoder_width=32, encoder_blocks=1, flow_width=32, head_width=16)
+    return ProHMR(ProHMRConfig(samples=3), body, sizes).eval()
+
+
+def test_the_shipped_weights_are_the_catalogues(shipped):
+    path = assets().find(WEIGHTS)
+    assert path.stat().st_size <= 20_000_000
+    assert path.stat().st_size == assets().entry(WEIGHTS).size
+    assert shipped.network.flow.dims == 144
+
+
+def test_prediction_is_near_the_truth(shipped, body, people):
+    seen, truth = people
+    prediction = shipped.predict(seen)
+    error = pa_mpjpe(body.keypoints(prediction.body, "lsp14"), body.keypoints(truth, "lsp14"))
+    assert error.mean() < 70
+    assert (prediction.body.translation - truth.translation).norm(dim=1).mean() < 0.2 * truth.translation.norm(
+        dim=1
+    ).mean()
+
+
+def test_samples_agree_with_their_log_prob(shipped, people):
+    seen, _ = people
+    prediction = shipped.predict(seen)
+    samples = prediction.samples
+    assert samples.pose.shape == (12, 20, 24, 3, 3)
+    mode = shipped.prior().mode(prediction.context)
+    highest = shipped.prior().log_prob(mode, prediction.context)
+    assert (samples.log_prob < highest[:, None]).all()
+    eye = torch.eye(3).expand(12, 20, 24, 3, 3)
+    torch.testing.assert_close(samples.pose @ samples.pose.mT, eye, atol=1e-4, rtol=0)
+    # The mode is more like the draws than the draws are like each other.
+    torch.testing.assert_close(pose_from_6d(mode), prediction.body.pose, atol=1e-4, rtol=0)
+
+
+def test_seed_decides_the_samples(body, people):
+    seen, _ = people
+    method = small(body)
+    first, again = method.predict(seen).samples, method.predict(seen).samples
+    torch.testing.assert_close(first.pose, again.pose, rtol=0, atol=0)
+    method.config = ProHMRConfig(samples=3, seed=1)
+    assert not torch.allclose(method.predict(seen).samples.pose, first.pose)
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_one_of_many_is_one_alone(shipped, body, people, row):
+    seen, _ = people
+    many, one = shipped.predict(seen), shipped.predict(seen[row])
+    torch.testing.assert_close(one.samples.pose, many.samples.pose[row : row + 1], atol=2e-4, rtol=0)
+    for name in ("pose", "betas", "translation"):
+        torch.testing.assert_close(
+            getattr(one.body, name), getattr(many.body, name)[row : row + 1], atol=2e-4, rtol=1e-4
+        )
+    priors = {"prohmr": shipped.prior()}
+    fits = LatentFitter().fit(seen, many.body, body, priors, many.context)
+    fit = LatentFitter().fit(seen[row], one.body, body, priors, one.context)
+    torch.testing.assert_close(fit.body.pose, fits.body.pose[row : row + 1], atol=5e-3, rtol=0)
+
+
+def test_empty_batch(body, people):
+    seen, _ = people
+    method = small(body)
+    prediction = method.predict(seen[:0])
+    assert prediction.body.pose.shape == (0, 24, 3, 3)
+    assert prediction.samples.pose.shape == (0, 3, 24, 3, 3)
+    fit = LatentFitter().fit(seen[:0], prediction.body, body, {"prohmr": method.prior()}, prediction.context)
+    assert len(fit.body) == 0
+    assert len(fit.report.energy) == 0
+
+
+def test_the_picture_may_be_anywhere_of_any_size(shipped, body, people):
+    """Scaling and shifting the pixels with the camera changes nothing."""
+    seen, _ = people
+    K = seen.camera.K * torch.tensor([3.0, 3.0, 1.0])[:, None]
+    K[:, :2, 2] += torch.tensor([100.0, -50.0])
+    camera = Camera(K, seen.camera.R, seen.camera.t, (3100, 3000))
+    points = seen.keypoints.points * 3 + torch.tensor([100.0, -50.0])
+    other = Observation(camera, keypoints=dataclasses.replace(seen.keypoints, points=points))
+    for name in ("pose", "betas", "translation"):
+        torch.testing.assert_close(
+            getattr(shipped.predict(other).body, name), getattr(shipped.predict(seen).body, name), atol=2e-3, rtol=1e-3
+        )
+
+
+def test_missing_joints_widen_the_distribution(shipped, body, people):
+    """Without the legs the body is still there, and its samples differ more where nothing was seen."""
+    seen, truth = people
+    confidence = seen.keypoints.confidence.clone()
+    confidence[:, 23:] = 0
+    half = dataclasses.replace(seen, keypoints=dataclasses.replace(seen.keypoints, confidence=confidence))
+
+    def spread(observation):
+        samples = shipped.predict(observation).samples
+        joints = body.joints(samples.flat()).unflatten(0, (12, 20))
+        return (joints - joints[:, :, :1]).std(1).norm(dim=-1).mean(0)
+
+    ankles = [7, 8]
+    assert (spread(half)[ankles] > 1.5 * spread(seen)[ankles]).all()
+    upper = [16, 17, 18, 19, 20, 21]
+    error = pa_mpjpe(body.joints(shipped.predict(half).body)[:, upper], body.joints(truth)[:, upper])
+    assert error.mean() < 60
+
+
+@pytest.mark.parametrize("skeleton", ["coco17", "openpose25", "lsp14"])
+def test_other_detectors(shipped, body, people, skeleton):
+    seen, truth = people
+    points = seen.camera.project(body.keypoints(truth, skeleton))
+    observation = dataclasses.replace(seen, keypoints=Keypoints(points, torch.ones_like(points[..., 0]), skeleton))
+    prediction = shipped.predict(observation)
+    fit = LatentFitter().fit(observation, prediction.body, body, {"prohmr": shipped.prior()}, prediction.context)
+    joints = body.keypoints(truth, "lsp14")
+    assert pa_mpjpe(body.keypoints(fit.body, "lsp14"), joints).median() < 70
+
+
+def test_fit_pulls_the_body_onto_the_joints(shipped, body, people):
+    seen, truth = people
+    prediction = shipped.predict(seen)
+    fit = LatentFitter().fit(seen, prediction.body, body, {"prohmr": shipped.prior()}, prediction.context)
+
+    def off(found):
+        return (seen.camera.project(body.keypoints(found, "blazepose33")) - seen.keypoints.points).norm(dim=-1).mean(1)
+
+    before, after = off(prediction.body), off(fit.body)
+    assert (after < before).all()
+    assert after.mean() < 0.6 * before.mean()
+    torch.testing.assert_close(fit.report.reprojection_px, after, rtol=1e-3, atol=1e-2)
+    assert (fit.report.energy < fit.report.initial_energy).all()
+    assert fit.report.converged.float().mean() > 0.7
+    torch.testing.assert_close(sum(fit.report.terms.values()), fit.report.energy, rtol=1e-4, atol=1e-3)
+    joints = body.keypoints(truth, "lsp14")
+    error = [pa_mpjpe(body.keypoints(b, "lsp14"), joints).mean() for b in (prediction.body, fit.body)]
+    assert error[1] < error[0]
+
+
+def test_a_wild_joint_does_not_drag_the_fit(shipped, body, people):
+    seen, truth = people
+    points = seen.keypoints.points.clone()
+    points[:, 15] += 400
+    wild = dataclasses.replace(seen, keypoints=dataclasses.replace(seen.keypoints, points=points))
+    prediction = shipped.predict(wild)
+    fit = LatentFitter().fit(wild, prediction.body, body, {"prohmr": shipped.prior()}, prediction.context)
+    others = [i for i in range(33) if i not in (15, 17, 19, 21)]
+    off = seen.camera.project(body.keypoints(fit.body, "blazepose33")) - seen.keypoints.points
+    assert off[:, others].norm(dim=-1).mean() < 0.05 * seen.box[:, 2:].amax(-1).mean()
+
+
+def test_latent_energy_has_the_gradient_of_its_model(shipped, body, people):
+    """The chain rule through 6D numbers and flow, against finite differences in float64."""
+    from recon_prohmr.fitter import Latent, LatentObjective
+    from recon_std.fitters.gather import Noise, Sampling, gather
+    from recon_std.fitters.objective import Objective
+    from recon_std.fitters.variables import Views
+
+    seen, _ = people
+    double = copy.deepcopy(body).double()
+    network = load_network(assets().find(WEIGHTS)).double()
+    method = ProHMR(ProHMRConfig(), double, network.config)
+    method.network = network
+    one = seen[:2].to(torch.float64)
+    prediction = method.predict(one)
+    views = Views(torch.arange(2)[:, None], True)
+    evidence = gather(one, double, views, 10, Noise(), Sampling())
+    objective = LatentObjective(Objective(evidence), method.prior(), prediction.context, LatentFitterConfig())
+    generator = torch.Generator().manual_seed(0)
+    z = 0.3 * torch.randn(2, 144, generator=generator, dtype=torch.float64)
+    at = Latent(z, prediction.body.betas, prediction.body.translation)
+    with torch.no_grad():
+        gradient = objective.linearize(objective.evaluate(at), torch.zeros(2).double()).gradient
+        directions = torch.randn(6, 2, 157, generator=generator, dtype=torch.float64)
+        for direction in directions:
+            ahead, behind = (objective.evaluate(at.moved(s * 1e-6 * direction)).energy for s in (1, -1))
+            torch.testing.assert_close((ahead - behind) / 2e-6, (gradient * direction).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_turn_of_6d_is_autograds():
+    x = torch.randn(4, 6, dtype=torch.float64)
+    for values in x:
+        jacobian = torch.autograd.functional.jacobian(rotation_6d_to_matrix, values)
+        omega = torch.einsum("ijk,lj->ilk", jacobian, rotation_6d_to_matrix(values))
+        turn = torch.stack([omega[2, 1], omega[0, 2], omega[1, 0]])
+        torch.testing.assert_close(turn_of_6d(values), turn)
+
+
+def test_prior_stands_in_the_camera_frame(body):
+    """Same density as the flow's in the view's frame, whatever the view's rotation; its quadratic is its energy's."""
+    prior = PosePrior(small(body).network.flow.double())
+    generator = torch.Generator().manual_seed(1)
+    rotation = axis_angle_to_matrix(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    context = torch.randn(3, 16, generator=generator, dtype=torch.float64)
+    packed = PosePrior.packed(context, rotation)
+    z = torch.randn(3, 1, 144, generator=generator, dtype=torch.float64)
+    values = prior.decode(z, packed)
+    torch.testing.assert_close(prior.encode(values, packed), z)
+    torch.testing.assert_close(prior.log_prob(values[:, 0], packed), prior.flow.latent_log_prob(z, context)[:, 0])
+    root = rotation_6d_to_matrix(values[:, 0, :6])
+    inner = rotation_6d_to_matrix(prior.flow.decode(z, context)[:, 0, :6])
+    torch.testing.assert_close(rotation @ root, inner)
+    energy, gradient, curvature = prior.quadratic(values[:, 0], packed)
+    torch.testing.assert_close(energy, 0.5 * z[:, 0].square().sum(1))
+    x = values[:, 0].detach().requires_grad_()
+    (exact,) = torch.autograd.grad((-prior.log_prob(x, packed)).sum(), x)
+    torch.testing.assert_close(gradient, exact)
+    assert (torch.linalg.eigvalsh(curvature) > 0).all()
+
+
+def test_too_few_joints(body, people):
+    seen, _ = people
+    method = small(body)
+    confidence = seen.keypoints.confidence.clone()
+    confidence[2, 3:] = 0
+    poor = dataclasses.replace(seen, keypoints=dataclasses.replace(seen.keypoints, confidence=confidence))
+    with pytest.raises(EvidenceError, match="subject 2"):
+        method.predict(poor)
+    prediction = method.predict(seen)
+    with pytest.raises(EvidenceError, match="3 joints"):
+        LatentFitter().fit(poor, prediction.body, body, {"prohmr": method.prior()}, prediction.context)
+
+
+def test_what_the_fitter_cannot_use(body, people):
+    seen, _ = people
+    method = small(body)
+    prediction = method.predict(seen)
+    with pytest.raises(UsageError, match="latent space of prohmr"):
+        LatentFitter().fit(seen, prediction.body, body, {}, prediction.context)
+    with pytest.raises(UsageError, match="takes no 'shape'"):
+        priors = {"prohmr": method.prior(), "shape": ShapePrior()}
+        LatentFitter().fit(seen, prediction.body, body, priors, prediction.context)
+    with pytest.raises(UsageError, match="context"):
+        method.prior().mode()
+
+
+def test_weights_come_back(body, tmp_path):
+    network = small(body).network
+    path = tmp_path / "weights.safetensors"
+    save_network(network, path)
+    back = load_network(path)
+    assert back.config == network.config
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"not weights"):
+        path.write_bytes(damaged)
+        with pytest.raises(AssetError, match=r"weights\.safetensors"):
+            load_network(path)
+
+
+def test_objective_reaches_every_parameter(body):
+    from recon_prohmr.objective import LossJoints, Weights, objective
+    from recon_std.synthetic.detection import DetectorErrors
+    from recon_std.synthetic.keypoints import KeypointSampler
+
+    torch.manual_seed(0)
+    network = ProHMRNetwork(NetworkConfig(context=16, encoder_width=32, encoder_blocks=1, flow_width=32, head_width=16))
+    poses = torch.randn(50, 24, 3) * 0.2
+    sampler = KeypointSampler(body, poses, torch.ones(50), DetectorErrors())
+    generator = torch.Generator().manual_seed(0)
+    people = sampler.sample(64, generator)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    totals = []
+    for _ in range(15):
+        loss = objective(network, LossJoints(body), people, Weights(), torch.Generator().manual_seed(1))
+        optimizer.zero_grad()
+        loss.per_sample.mean().backward()
+        optimizer.step()
+        totals.append(float(loss.per_sample.detach().mean()))
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert totals[-1] < 0.8 * totals[0]
+    assert set(loss.terms) <= set(Weights.model_fields)
