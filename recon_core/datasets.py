@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recon_core.errors import ReconError, TrainingError, UsageError
 from recon_core.interfaces import Dataset, Settings
+from recon_core.structures import Camera, Keypoints, Observation
 
 MAX_EPOCH = 1_000_000
 """Samples of the longest epoch: sources that make their subjects up have no natural end."""
@@ -254,6 +255,26 @@ def _union(sources: Sequence[tuple[str, Mapping[str, Field]]]) -> dict[str, Fiel
                 )
             first.setdefault(name, source)
     return union
+
+
+def crop_observation(batch: Mapping[str, Any], skeleton: str = "lsp14") -> Observation:
+    """What a method reads, of a batch of crops: the crop is taken as the whole picture, so that a body in its camera
+    is in the crop's camera.
+
+    Reads image, K and, where they are, mask, and keypoints2d with its confidence, of `skeleton`. Rows whose source
+    has no camera get that of a picture seen at about 53 degrees.
+    """
+    image = batch["image"]
+    side = image.shape[-1]
+    assumed = Camera.perspective(float(side), (side, side), batch=len(image)).K.to(image)
+    K = torch.where(batch["has_K"][:, None, None] > 0, batch["K"], assumed)
+    eye = torch.eye(3).to(K).expand(len(K), 3, 3)
+    keypoints = None
+    if "keypoints2d" in batch:
+        keypoints = Keypoints(batch["keypoints2d"], batch["keypoints2d_confidence"], skeleton)
+    whole = image.new_tensor([0.0, 0.0, side, side]).expand(len(image), 4)
+    camera = Camera(K, eye, K.new_zeros(len(K), 3), (side, side))
+    return Observation(camera, whole, image, eye[:, :2], batch.get("mask"), keypoints)
 
 
 # -- for readers of data sets
