@@ -203,14 +203,25 @@ def test_doctor_reports_every_area(recon):
     assert states["method", "spice"]["advice"] == "not available yet"
 
 
-def test_doctor_tells_of_a_broken_plugin_and_of_missing_files(run_recon, installed, tmp_path):
-    site = installed("broken-pkg", {"broken_pkg.py": "1 / 0"}, "broken_pkg")
-    done = run_recon("doctor", path=[site], env={"RECON_ASSETS_DIR": str(tmp_path / "assets")})
-    assert done.returncode == 0
-    lines = [line.split() for line in done.stdout.splitlines()]
-    (broken,) = [line for line in lines if line[:2] == ["plugin", "broken-pkg"]]
-    assert broken[2] == "broken"
-    assert "ZeroDivisionError:" in broken
-    (missing,) = [line for line in lines if line[:2] == ["file", "blazepose-detection"]]
-    assert missing[2] == "missing"
-    assert "recon assets fetch blazepose-detection" in " ".join(missing)
+def test_doctor_tells_of_a_broken_plugin_and_of_missing_files(recon, installed, tmp_path, monkeypatch):
+    from recon_core.assets import assets
+    from recon_core.plugins import registry
+
+    monkeypatch.syspath_prepend(installed("broken-pkg", {"broken_pkg.py": "1 / 0"}, "broken_pkg"))
+    monkeypatch.setenv("RECON_ASSETS_DIR", str(tmp_path / "assets"))
+    try:
+        registry.cache_clear()
+        assets.cache_clear()
+        code, out, _ = recon("doctor", "--json")
+    finally:
+        registry.cache_clear()
+        assets.cache_clear()
+    assert code == 0
+    checks = {(check["area"], check["name"]): check for check in json.loads(out)}
+    broken = checks["plugin", "broken-pkg"]
+    assert broken["state"] == "broken"
+    assert "ZeroDivisionError: division by zero" in broken["detail"]
+    missing = checks["file", "blazepose-detection"]
+    assert missing["state"] == "missing"
+    assert "recon assets fetch blazepose-detection" in missing["advice"]
+    assert checks["body", "free"]["state"] == "ok"
