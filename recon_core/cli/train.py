@@ -78,11 +78,11 @@ def command(
     if weights:
         load_weights(learner, Path(weights))
     result = train(learner, sources, output, settings, method, resume)
-    if result.stopped:
-        click.echo(f"stopped by {result.stopped} at step {result.step}; go on with --resume", err=True)
-        return 128 + signal.Signals[result.stopped].value
-    click.echo(f"{output}: {result.step} steps, weights in {Path(output) / 'weights.safetensors'}", err=True)
-    return 0
+    if result.rank == 0:
+        said = f"stopped by {result.stopped} at step {result.step}; go on with --resume"
+        done = f"{output}: {result.step} steps, weights in {Path(output) / 'weights.safetensors'}"
+        click.echo(said if result.stopped else done, err=True)
+    return 128 + signal.Signals[result.stopped].value if result.stopped else 0
 
 
 def _data_settings(configuration: Configuration, name: str, model: type[Settings], method: type[Method]) -> Settings:

@@ -125,7 +125,8 @@ class _Run:
             finally:
                 if log:
                     log.close()
-        return TrainingResult(self.step, self.loss, checkpoints.folder_of(self.output, self.step), stopped)
+        checkpoint = checkpoints.folder_of(self.output, self.step)
+        return TrainingResult(self.step, self.loss, checkpoint, stopped, self.fabric.global_rank)
 
     def _begin(self) -> None:
         """Look at the output folder before any work is done."""
@@ -154,8 +155,8 @@ class _Run:
             try:
                 batch = next(batches)
             except RuntimeError:
-                # The same signal may have ended the data workers first.
-                if not signals.received:
+                # The same signal may have ended the data workers first. Several processes could not agree to save now.
+                if not signals.received or self.fabric.world_size > 1:
                     raise
                 self._save()
                 return signals.received

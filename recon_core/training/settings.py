@@ -54,10 +54,12 @@ class TrainingResult:
     """How a run ended.
 
     step: steps done in all. loss: mean of the last step's batch (this process's part), NaN if no step was done.
-    checkpoint: folder of the last one. stopped: name of the signal that ended the run early, or None.
+    checkpoint: folder of the last one. stopped: name of the signal that ended the run early, or None. rank: number of
+    this process, 0 for the one that writes.
     """
 
     step: int
     loss: float
     checkpoint: Path
     stopped: str | None = None
+    rank: int = 0
