@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,23 @@ def test_a_plugin_is_a_complete_distribution(folder):
     assert content["license"] == "Apache-2.0"
     assert content["version"] == project(ROOT)["version"]
     assert "recon-core>=0.1,<0.2" in content["dependencies"]
+
+
+@pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=lambda folder: folder.name)
+def test_a_wheel_holds_the_package_and_its_data_and_nothing_else(folder, tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*command, "-w", tmp_path, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = package_of(folder)
+    tracked = subprocess.run(["git", "ls-files", package], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    expected = {Path(name).relative_to(folder.relative_to(ROOT)).as_posix() for name in tracked.split()}
+    expected = {name for name in expected if (folder / name).exists()}
+    if folder == ROOT:
+        expected.add("recon_core/registry.toml")
+    assert packed >= expected
+    assert {name.split("/")[0] for name in packed} == {package.name}
 
 
 def test_make_installs_every_distribution_at_the_tested_versions():
