@@ -132,5 +132,5 @@ def apply_sparse(operator: Float[Tensor, "N V"], x: Float[Tensor, "B V C"]) -> F
 
 
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
-    index = torch.stack([rows, columns])
-    return torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants():
+        return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (size, size)).coalesce()
