@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from recon_core.assets import sha256_of
 from recon_core.config import RUN
 from recon_core.errors import InputError, NoPersonError, OutputError, ReconError
@@ -95,7 +97,9 @@ def process(pipeline: Pipeline, paths: Sequence[Path], folder: Path, overwrite: 
     jobs = [_Job(path, folder / name) for path, name in zip(paths, result_names(paths), strict=True)]
     reading: deque[Future[_Seen | Outcome]] = deque()
     writing: deque[Future[Outcome]] = deque()
-    reader, writer = ThreadPoolExecutor(1, "recon-read"), ThreadPoolExecutor(1, "recon-write")
+    share = max(1, (os.cpu_count() or 1) // 2)
+    reader, writer = (ThreadPoolExecutor(1, name, _use_threads, (1,)) for name in ("recon-read", "recon-write"))
+    before = _use_threads(share)
     try:
         for i in range(len(jobs)):
             reading += [reader.submit(steps.see, job) for job in jobs[i + len(reading) : i + AHEAD]]
@@ -108,6 +112,15 @@ def process(pipeline: Pipeline, paths: Sequence[Path], folder: Path, overwrite: 
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown(cancel_futures=True)
+        _use_threads(before)
+
+
+def _use_threads(count: int) -> int:
+    """Let this thread's torch operations use `count` cores; returns what it was. More threads than cores wait on
+    each other in barriers, which costs far more than it gains."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    return before
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class Pipeline:
             people=people,
             objects=_objects(prediction, boxes, scores),
             images=_images(prediction, boxes, scores),
-            versions=self._versions(),
+            versions=self.versions,
             settings=self.used_settings,
             body_model=self.body_model if people else None,
         )
@@ -280,7 +281,9 @@ class Pipeline:
             return None
         return self._part("detector", self.settings.detector or self.method.default_detector)
 
-    def _versions(self) -> dict[str, str]:
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of the packages whose parts are used, and of torch."""
         found = {}
         for package in sorted(self._packages | {"torch"}):
             try:
