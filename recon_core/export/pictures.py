@@ -300,8 +300,15 @@ def _beside(band: _Band, cut: Outline) -> tuple[Visible, Float[Tensor, " Q"]]:
 
 def _chunks(visible: Visible) -> list[Visible]:
     """The same pixels, CHUNK_PIXELS at a time."""
-    parts = zip(*(f.split(CHUNK_PIXELS) for f in (visible.index, visible.face, visible.barycentrics)), strict=True)
-    return [Visible(*part, visible.size) for part in parts]
+    return [
+        Visible(index, face, weights, visible.size)
+        for index, face, weights in zip(
+            visible.index.split(CHUNK_PIXELS),
+            visible.face.split(CHUNK_PIXELS),
+            visible.barycentrics.split(CHUNK_PIXELS),
+            strict=True,
+        )
+    ]
 
 
 def _composite(

@@ -20,6 +20,9 @@ from recon_core.rendering.fragments import Fragments
 from recon_core.rendering.scene import Scene
 from recon_core.structures import Camera
 
+ROUNDING = 1e-3
+"""Distance in pixels within which the rasteriser and the outline may disagree on which side of a centre an edge is."""
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -27,7 +30,7 @@ class Outline:
 
     target: (P,) positions in the flattened (B, H, W) of the pixels that the outline cuts. source: (P,) the
     neighbour of each across the outline. weight: (P,) in [0, 1/2], the part of the target that the source's side
-    covers; with gradients to vertices and camera.
+    covers, within rounding; with gradients to vertices and camera.
     """
 
     target: Int[Tensor, " P"]
@@ -54,7 +57,7 @@ def outline(scene: Scene, camera: Camera, fragments: Fragments, near: float = 0.
     with torch.no_grad():
         ends, picture = _contours(scene, screen, clip)
         found = [_crossings(*_segments(screen, ends, clip), picture, covered, axis) for axis in (0, 1)]
-    parts = [_weights(screen, ends, clip, covered.shape[1:], axis, *found[axis]) for axis in (0, 1)]
+    parts = [_weights(screen, ends, clip, (camera.size[1], camera.size[0]), axis, *found[axis]) for axis in (0, 1)]
     return Outline(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
@@ -123,7 +126,7 @@ def _crossings(
 
     axis 0: lines are rows of pixels and pairs are left and right neighbours; axis 1: columns, upper and lower.
     """
-    B, H, W = covered.shape
+    H, W = covered.shape[1:]
     lines, places = (H, W) if axis == 0 else (W, H)
     along, across = (0, 1) if axis == 0 else (1, 0)
     low = torch.minimum(start[:, across], end[:, across])
@@ -137,11 +140,15 @@ def _crossings(
     line = first[edge] + torch.arange(len(edge), device=edge.device) - begin[edge]
     at = _cross(start[edge], end[edge], line, axis)
     pair, b = at.floor(), picture[edge]
-    usable = (pair >= 0) & (pair < places - 1)
-    pair = torch.where(usable, pair, 0).long()
-    before, after = _pair(covered, b, line, pair, axis)
-    outline = (usable & (before != after)).nonzero().squeeze(1)
-    edge, line, at, pair, b, before = (v[outline] for v in (edge, line, at, pair, b, before))
+    changes = _changes(covered, b, line, pair, axis)
+    # An edge within rounding of a pixel centre may have been taken to pass it on the other side.
+    whole = at.round()
+    doubtful = ((at - whole).abs() < ROUNDING) & ~changes
+    pair = torch.where(doubtful, 2 * whole - 1 - pair, pair)
+    changes |= doubtful & _changes(covered, b, line, pair, axis)
+    found = changes.nonzero().squeeze(1)
+    edge, line, at, pair, b = edge[found], line[found], at[found], pair[found].long(), b[found]
+    before = covered[b, line, pair] if axis == 0 else covered[b, pair, line]
     # Of several edges between one pair the outline is the last before the empty pixel.
     reach = torch.where(before, at - pair, 1 - (at - pair))
     key = (b * lines + line) * places + pair
@@ -167,12 +174,18 @@ def _cross(
     return start[:, along] + (line + 0.5 - start[:, across]) * slope - 0.5
 
 
-def _pair(
-    covered: Bool[Tensor, "B H W"], b: Int[Tensor, " P"], line: Int[Tensor, " P"], pair: Int[Tensor, " P"], axis: int
-) -> tuple[Bool[Tensor, " P"], Bool[Tensor, " P"]]:
+def _changes(
+    covered: Bool[Tensor, "B H W"], b: Int[Tensor, " P"], line: Int[Tensor, " P"], pair: Float[Tensor, " P"], axis: int
+) -> Bool[Tensor, " P"]:
+    """Whether one pixel of a pair is covered and the other is not; pairs may lie outside the picture."""
+    last = covered.shape[2 - axis] - 2
+    first = pair.clamp(0, max(last, 0)).long()
+    second = (first + 1).clamp(max=last + 1)
     if axis == 0:
-        return covered[b, line, pair], covered[b, line, pair + 1]
-    return covered[b, pair, line], covered[b, pair + 1, line]
+        differ = covered[b, line, first] != covered[b, line, second]
+    else:
+        differ = covered[b, first, line] != covered[b, second, line]
+    return differ & (pair >= 0) & (pair <= last)
 
 
 def _weights(
@@ -194,7 +207,7 @@ def _weights(
     # The pixels share a side halfway between their centres: what the outline encloses beyond it belongs to the
     # farther pixel.
     cuts_second = at > 0.5
-    weight = torch.where(cuts_second, at - 0.5, 0.5 - at).clamp(max=0.5)
+    weight = torch.where(cuts_second, at - 0.5, 0.5 - at)
     target = torch.where(cuts_second, two, one)
     source = torch.where(cuts_second, one, two)
     return target, source, weight

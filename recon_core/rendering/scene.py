@@ -84,7 +84,7 @@ class Scene:
             faces = mesh.faces.to(torch.int32)
             packed.append((faces + offset.to(faces.device)[:, None, None]).reshape(-1, 3))
             start += rows * count
-        return torch.cat(packed) if len(packed) != 1 else packed[0]
+        return _joined(packed, torch.zeros(0, 3, dtype=torch.int32))
 
     @cached_property
     def face_picture(self) -> Int[Tensor, " M"]:
@@ -93,7 +93,7 @@ class Scene:
             self.picture[rows].to(mesh.faces.device, torch.int32)[:, None].expand(-1, len(mesh.faces)).reshape(-1)
             for mesh, rows in zip(self.meshes, self.row_slices, strict=True)
         ]
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        return _joined(parts, torch.zeros(0, dtype=torch.int32))
 
     @cached_property
     def vertices(self) -> Float[Tensor, "N 3"]:
@@ -103,7 +103,7 @@ class Scene:
     def packed(self, values: Sequence[Float[Tensor, "B V C"]]) -> Float[Tensor, "N C"]:
         """Values of each mesh's vertices, in packed order."""
         parts = [value.reshape(-1, value.shape[-1]) for value in values]
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        return _joined(parts, torch.zeros(0, 3))
 
     def cameras(self, camera: Camera) -> Camera:
         """The camera of each picture: `camera` itself, or its only row for all of them.
@@ -112,7 +112,7 @@ class Scene:
         """
         if len(camera) not in (1, self.pictures):
             raise UsageError(
-                f"{self.pictures} pictures are to be drawn with {len(camera)} cameras: give one camera, or one a picture"
+                f"{self.pictures} pictures are drawn with {len(camera)} cameras: give one camera, or one a picture"
             )
         if self.meshes:
             vertices = self.meshes[0].vertices
@@ -149,6 +149,11 @@ class Scene:
                 p = torch.cat([p[..., :2] / z, z], -1)
             parts.append(p)
         return self.packed(parts)
+
+
+def _joined(parts: list[Tensor], nothing: Tensor) -> Tensor:
+    """Without a copy where there is but one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else nothing
 
 
 def _check(mesh: Mesh, index: int, first: Mesh) -> None:

@@ -92,13 +92,20 @@ def vertex_normals(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "M 3"]) ->
     corners = faces.reshape(-1).long()
     area = face_normals(vertices[None], faces, unit=False)[0]
     total = torch.zeros_like(vertices).index_add(0, corners, area.repeat_interleave(3, 0))
-    return normalize(total, dim=-1, eps=1e-20)
+    return _unit(total)
+
+
+def _unit(v: Float[Tensor, "*P 3"]) -> Float[Tensor, "*P 3"]:
+    """Of length 1; vectors too short to have a direction become 0, with gradients 0."""
+    squared = (v * v).sum(-1, keepdim=True)
+    has_direction = squared > 1e-36
+    return torch.where(has_direction, v * torch.where(has_direction, squared, torch.ones_like(squared)).rsqrt(), 0)
 
 
 def pixel_normals(scene: Scene, visible: Visible) -> Float[Tensor, "P 3"]:
     """Unit surface normals at the visible pixels, world frame, smooth across faces."""
     values = vertex_normals(scene.vertices, scene.faces)
-    return normalize(interpolate(visible, scene.faces, values), dim=-1, eps=1e-20)
+    return _unit(interpolate(visible, scene.faces, values))
 
 
 def harmonics(directions: Float[Tensor, "*P 3"]) -> Float[Tensor, "*P 9"]:
@@ -141,7 +148,7 @@ def directional_light(
 ) -> Float[Tensor, "B 9 1"]:
     """Coefficients for `irradiance` of white ambient light and a lamp far away in `direction` (from the surface).
 
-    The lamp's clamped cosine is replaced by its projection on the harmonics up to degree 2, off by at most 0.07.
+    The lamp's clamped cosine is replaced by its projection on the harmonics up to degree 2, off by at most 0.1.
     """
     # Clamped cosine's coefficients by degree: pi, 2 pi / 3, pi / 4 (same paper, equation 8).
     band = torch.tensor([torch.pi] + [2 * torch.pi / 3] * 3 + [torch.pi / 4] * 5).to(direction)

@@ -63,13 +63,13 @@ class Rasterize(torch.autograd.Function):
             wp.from_torch(barycentrics.view(-1, 3), dtype=kernels.vec3),
             wp.from_torch(depth.view(-1)),
         )
-        jobs = pixel_jobs(B * H * W, device)
+        pixels = pixel_jobs(B * H * W, device)
         launch(
             kernels.resolve,
-            [count for _, count in jobs],
+            [count for _, count in pixels],
             [
                 (points, corners, wp.from_torch(keys.view(-1)), first, W, H, int(orthographic), *outputs)
-                for first, _ in jobs
+                for first, _ in pixels
             ],
             device,
         )
@@ -94,12 +94,13 @@ class Rasterize(torch.autograd.Function):
             wp.from_torch(grad_depth.contiguous().view(-1)),
             wp.from_torch(grad, dtype=kernels.vec3),
         )
+        thinnest = torch.finfo(screen.dtype).eps * max(H, W)
         # Pictures do not share vertices, so threads that take whole pictures never add to the same place.
         jobs = pixel_jobs(B * H * W, screen.device, H * W)
         launch(
             kernels.backward,
             [count for _, count in jobs],
-            [(*inputs, first, W, H, ctx.orthographic, *grads) for first, _ in jobs],
+            [(*inputs, first, W, H, ctx.orthographic, thinnest, *grads) for first, _ in jobs],
             screen.device,
         )
         return grad, None, None, None, None, None

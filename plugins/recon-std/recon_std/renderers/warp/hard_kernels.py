@@ -153,6 +153,7 @@ def hard_kernels(dtype: torch.dtype) -> SimpleNamespace:
         width: int,
         height: int,
         orthographic: int,
+        thinnest: real,
         grad_barycentrics: wp.array(dtype=vec3),
         grad_depth: wp.array(dtype=real),
         grad_screen: wp.array(dtype=vec3),
@@ -171,7 +172,15 @@ def hard_kernels(dtype: torch.dtype) -> SimpleNamespace:
         q1 = offset(p1, x, y, orthographic)
         q2 = offset(p2, x, y, orthographic)
         e = vec3(cross(q1, q2), cross(q2, q0), cross(q0, q1))
-        scale = real(1.0) / (e[0] + e[1] + e[2])
+        total = e[0] + e[1] + e[2]
+        # Barycentrics of a face thinner than rounding lets tell are in [0, 1], but their gradients mean nothing.
+        w = real(1.0)
+        if orthographic == 0:
+            w = wp.max(wp.abs(p0[2]), wp.max(wp.abs(p1[2]), wp.abs(p2[2])))
+        side = w * wp.max(wp.length(q1 - q0), wp.max(wp.length(q2 - q1), wp.length(q0 - q2)))
+        if wp.abs(total) <= thinnest * side:
+            return
+        scale = real(1.0) / total
         b = e * scale
         gz = grad_depth[pixel]
         gb = grad_barycentrics[pixel] + gz * vec3(p0[2], p1[2], p2[2])
