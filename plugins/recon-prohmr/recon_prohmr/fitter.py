@@ -31,11 +31,14 @@ _ABOVE = [max(parent, 0) for parent in SMPL_PARENTS]
 class LatentFitterConfig(Settings):
     """Settings of the latent fit."""
 
-    iterations: int = Field(default=10, ge=1)
+    iterations: int = Field(default=15, ge=1)
     tolerance: float = Field(default=3e-3, gt=0, description="relative fall of the energy at which a fit has converged")
     prior_weight: float = Field(default=1.0, ge=0, description="of |z|^2 / 2, the negative log density")
     betas_weight: float = Field(default=1.0, ge=0, description="of |betas|^2 / 2")
-    noise: Noise = Field(default_factory=Noise)
+    noise: Noise = Field(
+        default_factory=lambda: Noise(keypoints=2.0, keypoints_outlier=16.0),
+        description="of the evidence; tighter than smplify's, since the prior knows the picture's joints already",
+    )
 
 
 @dataclass(frozen=True)
