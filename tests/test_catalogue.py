@@ -50,7 +50,8 @@ def test_every_installed_method_body_and_detector_of_recon_is_listed():
     listed = catalogue().owners()
     for kind in ("method", "body", "detector"):
         for name in registry().names(kind):
-            assert (kind, name) in listed, f"{kind} '{name}' is missing from registry.toml"
+            if registry().entry(kind, name).package.startswith("recon-"):
+                assert (kind, name) in listed, f"{kind} '{name}' is missing from registry.toml"
 
 
 def test_methods_say_what_their_code_says():

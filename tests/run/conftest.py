@@ -16,13 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
+from recon_core.geometry.rotations import axis_angle_to_matrix
+from recon_core.reconstruction import Reconstruction, SceneObject, people_from_bodies
+from recon_core.structures import BodyParameters, Camera, FitReport, Keypoints, Mesh, Samples
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 Rectangle = tuple[int, int, int, int]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy package as pip would install it."""
     folder = tmp_path_factory.mktemp("site")
@@ -34,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def toy(site: Path) -> Iterator[ModuleType]:
     """The toy package, found by this process's registry. Its import is the registry's own."""
     from recon_core.plugins import registry
@@ -113,3 +117,64 @@ def recon_process(site: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="module")
+def result(toy: ModuleType) -> Reconstruction:
+    """Two posed, shaped people, with samples and a fit, and one textured object."""
+    from recon_core.plugins import registry
+
+    body = registry().create("body", "free")
+    torch.manual_seed(0)
+    turns = torch.randn(2, 24, 3) * 0.3
+    turns[:, 0] = torch.tensor([torch.pi - 0.3, 0.1, 0.2])
+    parameters = BodyParameters(
+        axis_angle_to_matrix(turns), torch.randn(2, 10), torch.tensor([[-0.5, 0.1, 4.0], [0.7, 0.0, 5.0]])
+    )
+    camera = Camera.perspective(300.0, (200, 160))
+    samples = Samples(
+        axis_angle_to_matrix(torch.randn(2, 6, 24, 3) * 0.2),
+        torch.randn(2, 6, 10),
+        torch.zeros(2, 6, 3),
+        torch.randn(2, 6),
+    )
+    one = torch.ones(2)
+    report = FitReport(one * torch.nan, one, one.long(), one.bool(), one * 2.5, one.long() * 0, {"joints": one})
+    joints = Keypoints(torch.rand(2, 17, 2) * 100, torch.rand(2, 17).round(), "coco17")
+    people = people_from_bodies(
+        body,
+        parameters,
+        camera,
+        [(10, 20, 50, 100), (100, 20, 60, 110)],
+        [0.9, 0.8],
+        joints,
+        samples,
+        [report.row(0), None],
+    )
+    quad = Mesh(
+        torch.tensor([[[0, 0, 3.0], [1, 0, 3], [1, 1, 3], [0, 1, 3]]]),
+        torch.tensor([[0, 2, 1], [0, 3, 2]]),
+        torch.tensor([[0, 1.0], [1, 1], [1, 0], [0, 0], [0.5, 0.5]]),
+        torch.tensor([[0, 2, 1], [4, 3, 2]]),
+        torch.rand(1, 3, 8, 8),
+    )
+    photo = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
+    return Reconstruction(
+        Path("some/<photo> & {{facts}}.jpg"),
+        "ab" * 32,
+        photo,
+        "toy",
+        camera,
+        people,
+        [SceneObject((1, 2, 3, 4), 0.5, quad, {"light": np.array([1.0, np.nan])})],
+        versions={"recon-core": "0.1"},
+        settings={"run": {"box": None}},
+        body_model=body,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(result: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("out") / "photo"
+    result.save(path, formats=["obj", "ply", "bvh"])
+    return path
