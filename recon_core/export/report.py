@@ -52,7 +52,7 @@ def report_page(reconstruction: Reconstruction, overlay: UInt8[np.ndarray, "H W 
         "figures": "\n".join(figures),
         "viewer": _asset("report_viewer.html") if scene["meshes"] else "",
         "subjects": "\n".join(
-            [_person(i, person) for i, person in enumerate(reconstruction.people)]
+            [_person(i, person, len(reconstruction.people) == 1) for i, person in enumerate(reconstruction.people)]
             + [_object(i, item) for i, item in enumerate(reconstruction.objects)]
         ),
         # "<" would let a file name end the script element.
@@ -144,7 +144,7 @@ def _facts(reconstruction: Reconstruction) -> list[tuple[str, str]]:
     ]
 
 
-def _person(index: int, person: Person) -> str:
+def _person(index: int, person: Person, alone: bool) -> str:
     x, y, w, h = person.box
     distance = float(np.linalg.norm(person.joints3d["smpl24"]["pelvis"]))
     rows = [
@@ -156,7 +156,7 @@ def _person(index: int, person: Person) -> str:
         rows.append(("fit", _fit(fit)))
     if person.samples is not None:
         rows.append(("samples", str(person.samples.count)))
-    joints = [_joint_table(person, name, opened=name == "smpl24") for name in person.joints3d]
+    joints = [_joint_table(person, name, opened=alone and name == "smpl24") for name in person.joints3d]
     return _section(f"person {index}", _table(rows) + "".join(joints))
 
 

@@ -202,7 +202,7 @@ def test_a_file_that_grows_over_what_the_system_allows(
     resource = pytest.importorskip("resource", reason="this system has no limits on file sizes")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     process = recon_process("run", *TOY, photo("a.png"), "-o", tmp_path / "out", preexec_fn=limit)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.strip() == (
         f"recon: error: {tmp_path / 'out' / 'a'}: cannot be written (File too large); choose another folder with -o. "
@@ -221,7 +221,7 @@ def test_a_broken_plugin_harms_no_run(
     (info / "METADATA").write_text("Metadata-Version: 2.4\nName: broken-recon\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[recon.plugins]\nbroken = broken_recon\n")
     process = recon_process("run", *TOY, photo("a.png"), "-o", tmp_path / "out", path=(site,))
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert "1 found" in printed
 
@@ -234,7 +234,7 @@ def test_a_damaged_model_file_is_named_with_its_sha256(
     (assets / "blazepose-detection.tflite").write_bytes(b"not the model")
     command = ("run", *TOY, "--detector", "red-by-file", photo("a.png"), "-o", tmp_path / "out")
     process = recon_process(*command, env={"RECON_ASSETS_DIR": str(assets)})
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "blazepose-detection.tflite: " in errors
     assert "sha256 is " in errors
