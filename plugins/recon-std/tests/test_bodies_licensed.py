@@ -20,7 +20,7 @@ from recon_core.skeletons import SKELETONS, SMPL24, SMPL_PARENTS
 from recon_core.structures import BodyParameters
 from recon_std.bodies import SMPLBody, SMPLImporter, add_body, bodies_folder, convert_smpl_file, load_body
 from recon_std.bodies.data import BodyData, load_body_file, save_body
-from recon_std.bodies.library import SHIPPED, added
+from recon_std.bodies.library import LICENSED, SHIPPED
 from recon_std.bodies.licensed import smpl_arrays
 from recon_std.bodies.licensed_keypoints import licensed_regressors
 from recon_std.bodies.topology import face_atlas, find_mirror
@@ -244,9 +244,11 @@ def test_an_added_file_loads_by_name(tiny_file: Path, home: Path) -> None:
     some = random_bodies(2, torch.float32)[1]
     torch.testing.assert_close(kept(some).vertices, direct(some).vertices, atol=1e-6, rtol=0)
     assert "non-commercial" in kept.licence
-    assert added.smpl_neutral().name == "smpl-neutral"
-    with pytest.raises(AttributeError):
-        _ = added.smpl_male
+    assert LICENSED.smpl_neutral().name == "smpl-neutral"
+    assert not LICENSED.smpl_neutral.missing()
+    assert "recon assets add" in LICENSED.smpl_male.missing()
+    with pytest.raises(AssetError, match="'smpl-male' is not here.*recon assets add"):
+        LICENSED.smpl_male()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_an_added_file_loads_by_name(tiny_file: Path, home: Path) -> None:
         ("basicmodel_m_lbs_10_207_0_v1.1.0.pkl", "smpl-male"),
         ("basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl", "smpl-neutral"),
         ("female/model.pkl", "smpl-female"),
-        ("body.pkl", "smpl"),
+        ("body.pkl", "smpl-neutral"),
     ],
 )
 def test_names_come_from_the_file(

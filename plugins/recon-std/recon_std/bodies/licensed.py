@@ -129,7 +129,7 @@ def _convert(arrays: dict[str, np.ndarray], path: Path) -> BodyData:
     uv, uv_faces = topology.face_atlas(len(faces))
     normals = vertex_normals(torch.from_numpy(template), torch.from_numpy(faces))
     return BodyData(
-        name="-".join(filter(None, (kind, _gender(path)))),
+        name=f"{kind}-{_gender(path)}",
         licence=licence,
         template=template,
         shape_directions=arrays["shapedirs"][..., :SHAPE_COUNT],
@@ -181,8 +181,8 @@ def _check(a: dict[str, np.ndarray]) -> int:
 
 
 def _gender(path: Path) -> str:
-    """The gender in the file's name, or in its folder's (SMPL+H: `male/model.npz`); empty where neither tells."""
+    """The gender in the file's name, or in its folder's (SMPL+H: `male/model.npz`); neutral where neither tells."""
     for text in (path.stem, path.parent.name):
         if found := _GENDER.search(text.lower()):
             return _GENDERS.get(found[1], found[1])
-    return ""
+    return "neutral"

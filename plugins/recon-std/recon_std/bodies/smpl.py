@@ -132,7 +132,7 @@ class SMPLBody(BodyModel):
         rotation, joints, rest = self.kinematics(body)
         vertices = self.rest_vertices(body.betas)
         if self.pose_directions is not None:
-            vertices = vertices + (_bend(body) @ self.pose_directions).view_as(vertices)
+            vertices = torch.addmm(vertices.flatten(1), _bend(body), self.pose_directions).view_as(vertices)
         transforms = torch.cat([rotation, joints[..., None] - rotation @ rest[..., None]], -1)
         return BodyOutput(self._skin(transforms, vertices), joints, transforms)
 
