@@ -61,7 +61,7 @@ def readings(photos: list[lsp_ext.LabelledPhoto]) -> list[list[tuple[np.ndarray,
                 first = read(picture, region)
                 second = read(picture, first.next_region)
                 right = hits(second.points, np.ones(33), photo.labels)
-                found.append((calibration.traits(float(score), first, second), second, right))
+                found.append((calibration.traits(float(score), first, second, picture.size), second, right))
         result.append(found)
     return result
 
@@ -82,7 +82,7 @@ def calibrate(people: list[list[tuple[np.ndarray, Landmarks, np.ndarray]]]) -> d
     return {
         "quality": {
             "of": "share of 13 joints within 0.2 torso lengths",
-            "inputs": ["finder score", "mean raw confidence", "movement between readings", "1"],
+            "inputs": ["finder score", "mean raw confidence in the picture", "movement between readings", "1"],
             "weights": weights.round(4).tolist(),
         },
         "confidence": {
@@ -154,7 +154,7 @@ def _statistics(error: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
 
     which = np.digitize(confidence, BINS[1:-1])
     return {
-        "offset": offset.round(4).tolist(),
+        "offset": [round(float(v), 4) for v in offset],
         **{k: v for k, v in spread(np.ones_like(distance, bool)).items() if k != "share"},
         "by_confidence": [spread(which == b) for b in range(len(BINS) - 1)],
     }

@@ -14,8 +14,13 @@ from recon_core.skeletons import skeleton
 from recon_core.structures import Detection
 from recon_std.readers.keypoint_json import check_inside, detection, read_json, triples
 
-# BODY_25 is our openpose25. COCO is its subset of 18 joints, in this order of rows of BODY_25.
-_LAYOUTS = {25: tuple(range(25)), 18: (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)}
+# Number of joints in the file: skeleton, and its row of each. OpenPose's COCO layout has 18 of BODY_25's joints; 17
+# joints in COCO's own order are what other tools write in this form.
+_LAYOUTS = {
+    25: ("openpose25", tuple(range(25))),
+    18: ("openpose25", (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)),
+    17: ("coco17", tuple(range(17))),
+}
 
 
 class OpenPoseSettings(Settings):
@@ -25,7 +30,7 @@ class OpenPoseSettings(Settings):
 
 
 class OpenPoseReader(Detector):
-    """People of OpenPose files, BODY_25 or COCO layout, as openpose25 joints in full-picture pixels."""
+    """People of OpenPose files in full-picture pixels: BODY_25 and COCO (18) as openpose25, 17 joints as coco17."""
 
     Config: ClassVar[type[Settings]] = OpenPoseSettings
     gives: ClassVar[frozenset[str]] = frozenset({"box", "keypoints"})
@@ -66,10 +71,11 @@ class OpenPoseReader(Detector):
         values = person.get("pose_keypoints_2d", person.get("pose_keypoints")) if isinstance(person, dict) else None
         rows = triples(values, f"{where}, pose_keypoints_2d")
         if len(rows) not in _LAYOUTS:
-            known = "25 (BODY_25) or 18 (COCO)"
-            raise InputError(f"{where}: has {len(rows)} joints; layouts of {known} can be read")
-        full = np.zeros((len(skeleton("openpose25")), 3))
-        full[list(_LAYOUTS[len(rows)])] = rows
+            known = "25 (BODY_25), 18 (OpenPose's COCO) or 17 (COCO)"
+            raise InputError(f"{where}: has {len(rows)} joints; {known} can be read")
+        name, order = _LAYOUTS[len(rows)]
+        full = np.zeros((len(skeleton(name)), 3))
+        full[list(order)] = rows
         confidence = full[:, 2]
         if (confidence < 0).any() or (confidence > 2).any():
             raise InputError(f"{where}: confidences should lie between 0 and 1")
@@ -78,4 +84,4 @@ class OpenPoseReader(Detector):
             raise InputError(
                 f"{where}: coordinates between 0 and 1 are not pixels; run OpenPose with --keypoint_scale 0"
             )
-        return detection(full[:, :2], np.clip(confidence, 0, 1), "openpose25", size)
+        return detection(full[:, :2], np.clip(confidence, 0, 1), name, size)
