@@ -14,9 +14,11 @@ from recon_core.geometry.rotations import (
     matrix_to_axis_angle,
     matrix_to_rotation_6d,
     rotation_6d_to_matrix,
+    skew,
 )
 from recon_core.interfaces import Prior
 from recon_core.structures import Camera
+from recon_std.fitters.kinematics import PARENT, Pose, pose
 from recon_std.fitters.variables import ANGLES, Variables, Views
 
 DRAWS = 256
@@ -107,9 +109,11 @@ class PriorTerm:
         self, variables: Variables
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N C"], Float[Tensor, "N C C"]]:
         """Energy, gradient and positive semi-definite curvature over the columns `slice`."""
-        if self.closed and not self.per_view:
+        if self.closed:
             values = self._values(variables)
             energy, gradient, curvature = self.prior.quadratic(values, self._given(values))
+            if self.per_view:
+                energy, gradient, curvature = self._in_columns(variables, energy, gradient, curvature)
             return self.weight * energy, self.weight * gradient, self.weight * curvature
         with torch.enable_grad():
             step = variables.betas.new_zeros(len(variables.betas), variables.columns).requires_grad_()
@@ -120,34 +124,81 @@ class PriorTerm:
         columns = self.slice(variables)
         return energy.detach(), gradient[:, columns], self.weight * self.fixed
 
+    def _in_columns(
+        self, v: Variables, energy: Tensor, gradient: Tensor, curvature: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A quadratic over the views' 6D numbers as one over the columns of a step."""
+        N, V = self.to_camera.shape[:2]
+        slope = _six_by_turn(pose(v.angles), v, self.to_camera)
+        # (N, V, 72, ...): root first, joint by joint through its own 6 x 3 block.
+        g = (slope.transpose(-1, -2) @ gradient.view(N, V, 24, 6, 1)).flatten(2)
+        rows = slope.transpose(-1, -2) @ curvature.view(N, V, 24, 6, 144)
+        both = (rows.flatten(2, 3).unflatten(-1, (24, 6)).transpose(2, 3) @ slope).transpose(2, 3).flatten(3)
+        return energy.view(N, V).sum(1), self._gathered(g, v), self._gathered(both, v)
+
+    def _gathered(self, each: Float[Tensor, "N V 72 ..."], v: Variables) -> Float[Tensor, "N C ..."]:
+        """Sums over views, root first, into a step's columns."""
+        V = each.shape[1]
+        places = v.root.shape[1]
+        columns = torch.zeros(V, 72, dtype=torch.int64, device=each.device)
+        columns[:, 3:] = torch.arange(ANGLES)
+        first = v.places + 6 * torch.arange(V).clamp(max=places - 1)
+        columns[:, :3] = first[:, None] + torch.arange(3)
+        select = torch.nn.functional.one_hot(columns, v.columns).to(each)
+        if each.dim() == 3:
+            return torch.einsum("nva,vac->nc", each, select)
+        return torch.einsum("nvab,vac,vbd->ncd", each, select, select)
+
+    def poses(self, count: int) -> Float[Tensor, "N M 23 3"] | None:
+        """Draws as axis-angle numbers, N = 1 without context; of a prior over all views, the first view's. None where
+        the prior is not over poses, or cannot be sampled."""
+        if self.prior.over == "betas":
+            return None
+        context = None if self.context is None else self.context[:, 0]
+        try:
+            draws = self.prior.sample(count, context, self._seeded())
+        except ReconError:
+            return None
+        if self.prior.over == "pose-6d":
+            return matrix_to_axis_angle(rotation_6d_to_matrix(draws.unflatten(-1, (24, 6)))[:, :, 1:])
+        return draws[..., :ANGLES].unflatten(-1, (23, 3))
+
+    def _seeded(self) -> torch.Generator:
+        device = next((x.device for x in (*self.prior.buffers(), *self.prior.parameters())), "cpu")
+        return torch.Generator(device).manual_seed(0)
+
     @torch.no_grad()
     def _sampled(self, v: Variables) -> Float[Tensor, "N C C"]:
         """Inverse covariance of the prior's draws, in columns; summed over views."""
-        C = len(range(*self.slice(v).indices(v.columns)))
-        precision = v.betas.new_zeros(len(v.betas), C, C)
+        columns = len(range(*self.slice(v).indices(v.columns)))
+        none = v.betas.new_zeros(len(v.betas), columns, columns)
         given = self._given(v.betas)
         try:
-            draws = self.prior.sample(DRAWS, given, torch.Generator(v.betas.device).manual_seed(0)).to(v.betas)
+            draws = self.prior.sample(DRAWS, given, self._seeded()).to(v.betas)
         except ReconError:
-            return precision
+            return none
         if self.prior.over != "pose-6d":
-            return precision + _precision(draws)
+            return none + _precision(draws)
         rotations = rotation_6d_to_matrix(draws.unflatten(-1, (24, 6)))
         # About the first draw: the logarithm of the others' roots relative to it stays small.
         root = matrix_to_axis_angle(rotations[:, :1, 0].transpose(-1, -2) @ rotations[:, :, 0])
         body = matrix_to_axis_angle(rotations[:, :, 1:]).flatten(2)
-        each = _precision(torch.cat([body, root], -1))
-        views = self.to_camera.shape[1]
-        each = each.expand(len(v.betas) * views, -1, -1).unflatten(0, (-1, views))
-        precision[:, :ANGLES, :ANGLES] = each[..., :ANGLES, :ANGLES].sum(1)
-        places = v.root.shape[1]
-        for view in range(views):
-            start = v.places + 6 * (view if places > 1 else 0)
-            turn = slice(start, start + 3)
-            precision[:, :ANGLES, turn] += each[:, view, :ANGLES, ANGLES:]
-            precision[:, turn, :ANGLES] += each[:, view, ANGLES:, :ANGLES]
-            precision[:, turn, turn] += each[:, view, ANGLES:, ANGLES:]
-        return precision
+        each = _precision(torch.cat([root, body], -1))
+        each = each.expand(len(v.betas) * self.to_camera.shape[1], -1, -1)
+        return self._gathered(each.unflatten(0, (len(v.betas), -1)), v)
+
+
+def _six_by_turn(at: Pose, v: Variables, to_camera: Tensor) -> Float[Tensor, "N V 24 6 3"]:
+    """d (6D numbers) / d (columns) of each rotation: c -> (Jl dv) x c for the columns c of a joint's own rotation, and
+    c -> R (d x e) for those of the root, which turns about its own axes."""
+    local = axis_angle_to_matrix(v.angles)
+    above = at.rotations[:, PARENT[1:].to(v.angles.device)]
+    jacobian = above.transpose(-1, -2) @ at.charts[:, 1:]
+    joints = torch.cat([-skew(local[..., i]) @ jacobian for i in (0, 1)], -2)
+    root = to_camera @ v.root
+    axes = torch.eye(3).to(root)
+    top = torch.cat([-root @ skew(axes[i]) for i in (0, 1)], -2)
+    return torch.cat([top[:, :, None], joints[:, None].expand(-1, top.shape[1], -1, -1, -1)], 2)
 
 
 def _precision(draws: Float[Tensor, "M n D"], shrink: float = 0.1, floor: float = 1e-4) -> Float[Tensor, "M D D"]:
@@ -169,7 +220,8 @@ def prior_terms(
     """The terms of all priors. Raises UsageError for a weight without its prior and for a prior that does not fit."""
     priors = priors or {}
     if strange := set(weights) - set(priors):
-        raise UsageError(f"prior_weights names '{sorted(strange)[0]}', which is not among the priors given: {', '.join(priors) or 'none'}")
+        known = ", ".join(priors) or "none"
+        raise UsageError(f"prior_weights names '{sorted(strange)[0]}', which is not among the priors given: {known}")
     terms = [PriorTerm(name, prior, weights.get(name, 1.0), views, camera, context) for name, prior in priors.items()]
     for term in terms:
         term.check(variables)

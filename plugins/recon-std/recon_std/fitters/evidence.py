@@ -141,8 +141,8 @@ class ScanPoints(Batched):
     """Points of a surface without correspondence, drawn to the body's tangent planes (Chen & Medioni 1992).
 
     points, normals: (N, M, 3) metres; normals of length 0 where the scan has none. basis, rest_normals (K, 3) and
-    part_weights (K, 24): the body's vertices that may be matched. reach: metres. match: (N, M) of those vertices; belief: (N, M) 1 where
-    the match counts. plane: (N, 3, M) unit normals of the planes.
+    part_weights (K, 24): the body's vertices that may be matched. reach: metres. match: (N, M) of those vertices;
+    belief: (N, M) 1 where the match counts. plane: (N, 3, M) unit normals of the planes.
     """
 
     basis: PointBasis
@@ -172,7 +172,9 @@ class ScanPoints(Batched):
         assert self.match is not None, "a scan is matched before it is measured"
         shape = [1] * values.dim()
         shape[0], shape[dim] = self.match.shape
-        return values.gather(dim, self.match.reshape(shape).expand(*[-1 if d in (0, dim) else n for d, n in enumerate(values.shape)]))
+        wide = list(values.shape)
+        wide[dim] = self.match.shape[1]
+        return values.gather(dim, self.match.reshape(shape).expand(wide))
 
     def matched(self, pose: Pose, at: Variables) -> Self:
         """Correspondences anew: the nearest vertex that faces the same way (within 60 degrees, where the scan has
@@ -197,11 +199,15 @@ class ScanPoints(Batched):
 
     def residuals(self, points: Float[Tensor, "N 1 3 M"]) -> Residuals:
         """points: the matched vertices."""
-        assert self.plane is not None and self.belief is not None
+        assert self.plane is not None
+        assert self.belief is not None
         gap = points[:, 0] - self.points.transpose(1, 2)
         value = (self.plane * gap).sum(1)[:, None, None] / self.noise
         jacobian = (self.plane / self.noise)[:, None, None]
-        return _robust(value, jacobian, self.belief[:, None], self.outlier)
+        found = _robust(value, jacobian, self.belief[:, None], self.outlier)
+        # A point out of reach costs what one at the edge of reach does, so that losing points never pays.
+        lost, _ = geman_mcclure(self.points.new_tensor((self.reach / self.noise) ** 2), self.outlier)
+        return dataclasses.replace(found, energy=found.energy + 0.5 * lost * (1 - self.belief).sum(1))
 
     def for_camera(self) -> Self:
         return self

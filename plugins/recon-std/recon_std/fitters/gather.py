@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -51,12 +49,6 @@ class Sampling(Settings):
     body: int = Field(default=4000, ge=0, description="body vertices that scan points may be matched to")
 
 
-@dataclass(frozen=True)
-class Gathered:
-    evidence: list[Evidence]
-    views: Views
-
-
 def gather(
     observation: Observation, body: BodyModel, views: Views, betas: int, noise: Noise, sampling: Sampling
 ) -> list[Evidence]:
@@ -78,9 +70,7 @@ def gather(
         basis = PointBasis.of_skeleton(body, joints.skeleton, betas)
         confidence = joints.confidence[views.rows]
         target = _cleared(joints)[views.rows].transpose(-1, -2)
-        found.append(
-            Points3D(basis, target, confidence, noise.keypoints3d, noise.keypoints3d_outlier, "keypoints3d")
-        )
+        found.append(Points3D(basis, target, confidence, noise.keypoints3d, noise.keypoints3d_outlier, "keypoints3d"))
     if observation.mesh is not None:
         found.append(_vertices(observation.mesh.vertices, body, views, betas, noise, sampling))
     if observation.scan is not None:
@@ -99,9 +89,7 @@ def _check_finite(joints: Keypoints, kind: str) -> None:
     if bad.any():
         row, joint = (int(i) for i in bad.nonzero()[0])
         name = skeleton(joints.skeleton).joints[joint]
-        raise EvidenceError(
-            f"{kind} of subject {row}: {name} is not a number; give missing joints confidence 0"
-        )
+        raise EvidenceError(f"{kind} of subject {row}: {name} is not a number; give missing joints confidence 0")
 
 
 def _check_joints(observation: Observation, views: Views, surface: bool) -> None:
@@ -118,9 +106,7 @@ def _check_joints(observation: Observation, views: Views, surface: bool) -> None
         subject = int((most < LEAST_JOINTS).nonzero()[0, 0])
         count = int(most[subject])
         what = "no joint has a confidence above 0" if count == 0 else f"only {count} joint{'s' * (count > 1)} seen"
-        raise EvidenceError(
-            f"subject {subject}: {what}, a body needs at least {LEAST_JOINTS}; leave this subject out"
-        )
+        raise EvidenceError(f"subject {subject}: {what}, a body needs at least {LEAST_JOINTS}; leave this subject out")
 
 
 def _cleared(joints: Keypoints) -> Tensor:
@@ -148,7 +134,7 @@ def _joints2d(
     names = skeleton(joints.skeleton).joints
     # Joints that nobody has are left out: they would cost as much as the others.
     used = (joints.confidence > 0).any(0).nonzero()[:, 0]
-    basis = PointBasis.of_skeleton(body, joints.skeleton, betas)[used]
+    basis = PointBasis.of_skeleton(body, joints.skeleton, betas, used)
     return Joints2D(
         basis=basis,
         target=offset[views.rows][:, :, used].transpose(-1, -2),

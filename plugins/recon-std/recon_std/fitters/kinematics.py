@@ -7,10 +7,11 @@ A linear regressor over skinned vertices (a joint of any skeleton, or a single v
 (docs/architecture.md, Bodies). Collecting everything that a rotation R_q multiplies, and splitting off the root's
 rotation R and place T, gives the form used here, in which R_q is relative to the root:
 
-    x_k = R sum_q R_q o_kq(betas) + m_k (J_0(betas) + T),      o_kq = b_kq - c_kq J_q + sum_{p child of q} M_kp (J_p - J_q)
+    x_k = R sum_q R_q o_kq(betas) + m_k (J_0(betas) + T)
+    o_kq = b_kq - c_kq J_q + sum over children p of q of M_kp (J_p - J_q)
 
 with M_kp the sum of c_k over p and what hangs on it, and m_k = M_k0. The lever arm of joint j on point k is
-a_kj = sum over q in j's subtree of R_q o_kq: turning j by a small w moves x_k by R (w x a_kj). No posed joint is needed.
+a_kj = sum over q in j's subtree of R_q o_kq: turning j by a small w moves x_k by R (w x a_kj).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from recon_core.errors import EvidenceError, ReconError
 from recon_core.geometry.rotations import skew
 from recon_core.interfaces import BodyModel
 from recon_core.skeletons import SMPL_PARENTS
-from recon_core.structures import Batched
+from recon_core.structures import Batched, BodyOutput
 
 JOINTS = len(SMPL_PARENTS)
 
@@ -49,8 +50,9 @@ def _jumps() -> Tensor:
 
 
 SUBTREES = _subtrees()
+_GENERATORS = skew(torch.eye(3)).flatten(1)
 _JUMPS = _jumps()
-_PARENT = torch.tensor([max(p, 0) for p in SMPL_PARENTS])
+PARENT = torch.tensor([max(p, 0) for p in SMPL_PARENTS])
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Pose(Batched):
     charts: Float[Tensor, "N 24 3 3"]
 
 
-def _coefficients(squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rodrigues(squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sin(x)/x, (1 - cos x)/x^2, (x - sin x)/x^3 of x^2, by Taylor series near 0 where they lose digits."""
     small = squared < (1e-2 if squared.dtype == torch.float32 else 1e-4)
     safe = torch.where(small, torch.ones_like(squared), squared)
@@ -86,8 +88,9 @@ def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
     the product from the root (depth of the SMPL tree: 8).
     """
     squared = (angles * angles).sum(-1)[..., None, None]
-    a, b, c = _coefficients(squared)
-    cross, outer = skew(angles), angles[..., :, None] * angles[..., None, :]
+    a, b, c = rodrigues(squared)
+    cross = (angles @ _GENERATORS.to(angles)).unflatten(-1, (3, 3))
+    outer = angles[..., :, None] * angles[..., None, :]
     eye = torch.eye(3, dtype=angles.dtype, device=angles.device)
     local = (1 - b * squared) * eye + a * cross + b * outer
     jacobian = (1 - c * squared) * eye + b * cross + c * outer
@@ -95,47 +98,33 @@ def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
     chain = torch.cat([top, local, top], 1)
     for ancestor in _JUMPS.to(angles.device):
         chain = chain[:, ancestor] @ chain
-    rotations = chain[:, :JOINTS]
-    charts = torch.cat([top, rotations[:, _PARENT[1:].to(angles.device)] @ jacobian], 1)
+    rotations = chain[:, :JOINTS].contiguous()
+    charts = torch.cat([top, rotations[:, PARENT[1:].to(angles.device)] @ jacobian], 1)
     return Pose(angles, rotations, charts)
-
-
-def chart_bend(at: Pose, torque: Float[Tensor, "N 24 3"]) -> Float[Tensor, "N 23 3 3"]:
-    """The quadratic form dv -> torque . (d Jl(v) along dv) dv: how axis-angle numbers bend away from a turn at
-    constant rate, Jl the left Jacobian of the exponential map. torque: about each joint, in the root's frame.
-    """
-    v = at.angles
-    h = (at.rotations[:, _PARENT[1:].to(v.device)].transpose(-1, -2) @ torque[:, 1:, :, None])[..., 0]
-    s = (v * v).sum(-1)[..., None, None]
-    a, b, c = _coefficients(s)
-    small = s < 1e-2
-    safe = torch.where(small, torch.ones_like(s), s)
-    b_slope = torch.where(small, -1 / 12 + s / 180 * (1 - s / 37.333), (a - 2 * b) / safe)
-    c_slope = torch.where(small, -1 / 60 + s / 1260 * (1 - s / 48), (b - 3 * c) / safe)
-    outer = lambda x, y: x[..., :, None] * y[..., None, :]  # noqa: E731
-    along = (h * v).sum(-1)[..., None, None]
-    bend = b_slope * outer(v, torch.linalg.cross(h, v)) + c_slope * along * outer(v, v)
-    bend = bend - (c_slope * s + c) * outer(v, h)
-    return 0.5 * (bend + bend.transpose(-1, -2)) + c * along * torch.eye(3).to(v)
 
 
 @dataclass(frozen=True)
 class PointBasis:
     """K points on a body: offsets (24, 3, K, 1+S) of the module's o_kq, mass (K,) of m_k, root (3, 1+S) of J_0.
 
-    The last dimension holds the mean shape, then one row a beta.
+    The last dimension holds the mean shape, then one entry a beta. rows: (K,) which joints of `skeleton` the points
+    are, or, where that is None, which vertices.
     """
 
     offsets: Float[Tensor, "24 3 K S1"]
     mass: Float[Tensor, " K"]
     root: Float[Tensor, "3 S1"]
+    rows: Int[Tensor, " K"]
+    skeleton: str | None
 
     @classmethod
-    def build(
+    def _build(
         cls,
         shares: Float[Tensor, "K 24 3 S1"],
         weights: Float[Tensor, "K 24"],
         joints: Float[Tensor, "24 3 S1"],
+        rows: Int[Tensor, " K"],
+        skeleton: str | None,
     ) -> PointBasis:
         """shares: b_kp, weights: c_kp, joints: J_p of the module's first formula, linear in the betas."""
         # Built in double: differences of nearly equal places are summed over the tree.
@@ -146,11 +135,14 @@ class PointBasis:
             parent = SMPL_PARENTS[child]
             offsets[:, parent] += mass[:, child, None, None] * (J[child] - J[parent])
         dtype = shares.dtype
-        return cls(offsets.permute(1, 2, 0, 3).to(dtype), mass[:, 0].to(dtype), joints[0])
+        offsets = offsets.permute(1, 2, 0, 3).to(dtype).contiguous()
+        return cls(offsets, mass[:, 0].to(dtype), joints[0], rows, skeleton)
 
     @classmethod
-    def of_skeleton(cls, body: BodyModel, skeleton: str, betas: int) -> PointBasis:
-        """The joints of a named skeleton, moved by the first `betas` shape directions.
+    def of_skeleton(
+        cls, body: BodyModel, skeleton: str, betas: int, rows: Int[Tensor, " K"] | None = None
+    ) -> PointBasis:
+        """Joints of a named skeleton (all, or those in `rows`), moved by the first `betas` shape directions.
 
         Raises EvidenceError when the body has no regressor for that skeleton.
         """
@@ -161,28 +153,38 @@ class PointBasis:
                 f"body {getattr(body, 'name', type(body).__name__)} cannot explain joints of skeleton {skeleton}: "
                 f"it has no regressor for them; convert the joints or choose another body ({error})"
             ) from error
-        return cls.build(shares[..., : 1 + betas], weights, _rest_joints(body, betas))
+        if rows is None:
+            rows = torch.arange(len(shares), device=shares.device)
+        return cls._build(shares[rows][..., : 1 + betas], weights[rows], _rest_joints(body, betas), rows, skeleton)
 
     @classmethod
-    def of_vertices(cls, body: BodyModel, vertices: Tensor, betas: int) -> PointBasis:
-        """Single vertices: each rides on its parts by its skinning weights. Pose correctives are left out."""
+    def of_vertices(cls, body: BodyModel, vertices: Int[Tensor, " K"], betas: int) -> PointBasis:
+        """Single vertices: each rides on its parts by its skinning weights. Pose correctives are left out.
+
+        Raises EvidenceError when the body does not show its skinning.
+        """
         try:
             rest = body.template[vertices]  # type: ignore[index]
             directions = body.shape_directions[:betas].unflatten(-1, (-1, 3))[:, vertices]  # type: ignore[index]
             weights = body.weights[vertices]  # type: ignore[index]
         except AttributeError as error:
-            raise EvidenceError(f"body {type(body).__name__} cannot explain a surface: {error}") from error
+            raise EvidenceError(
+                f"body {getattr(body, 'name', type(body).__name__)} cannot explain a surface: {error}"
+            ) from error
         place = torch.cat([rest[..., None], directions.permute(1, 2, 0)], -1)
-        return cls.build(weights[..., None, None] * place[:, None], weights, _rest_joints(body, betas))
+        shares = weights[..., None, None] * place[:, None]
+        return cls._build(shares, weights, _rest_joints(body, betas), vertices, None)
 
     def __len__(self) -> int:
         return len(self.mass)
 
-    def __getitem__(self, points: Tensor | slice) -> PointBasis:
-        return PointBasis(self.offsets[:, :, points].contiguous(), self.mass[points], self.root)
-
-    def to(self, dtype: torch.dtype) -> PointBasis:
-        return PointBasis(self.offsets.to(dtype), self.mass.to(dtype), self.root.to(dtype))
+    def of_output(self, body: BodyModel, output: BodyOutput) -> Float[Tensor, "B K 3"]:
+        """The same points taken from a skinned body."""
+        if self.skeleton is None:
+            return output.vertices[:, self.rows]
+        if self.skeleton == "smpl24":
+            return output.joints[:, self.rows]
+        return body.regress(output.vertices, self.skeleton)[:, self.rows]
 
     def levers(self, pose: Pose, betas: Float[Tensor, "N S"]) -> Float[Tensor, "N 24 3 K"]:
         """The arms a_kj of every joint on every point; row 0 is the point itself relative to the root, unturned."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from recon_core.structures import Batched
 from recon_std.fitters.curvature import PriorTerm
 from recon_std.fitters.evidence import Evidence, Residuals, ScanPoints
-from recon_std.fitters.kinematics import JOINTS, SUBTREES, Pose, chart_bend, pose
-from recon_core.structures import Batched
+from recon_std.fitters.kinematics import JOINTS, Pose, pose
+from recon_std.fitters.turning import add_turning
 from recon_std.fitters.variables import ANGLES, Variables
-
-# Strict ancestors of each joint, spread over the 3 numbers of a joint: 72 x 72, row above column.
-_ABOVE = (SUBTREES - torch.eye(JOINTS)).repeat_interleave(3, 0).repeat_interleave(3, 1)
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,25 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Quadratic(Batched):
-    """gradient (N, P) and curvature (N, P, P) of the energy; metric (N, P, P): what a step is damped by."""
+    """gradient (N, P) of the energy; data (N, P, P) and prior (N, P, P): the curvature of the evidence and of the
+    priors; floor (N, P): a little of the evidence's diagonal."""
 
     gradient: Float[Tensor, "N P"]
-    curvature: Float[Tensor, "N P P"]
-    metric: Float[Tensor, "N P P"]
+    data: Float[Tensor, "N P P"]
+    prior: Float[Tensor, "N P P"]
+    floor: Float[Tensor, "N P"]
 
-    @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.gradient, self.curvature, self.metric
+    def replaced(self, rows: Tensor, other: Quadratic) -> Quadratic:
+        """This, with some rows taken from another."""
+        for name in ("gradient", "data", "prior", "floor"):
+            getattr(self, name)[rows] = getattr(other, name)[rows]
+        return self
 
 
 class Objective:
     """Evidence and priors as one energy over `Variables`.
 
     anchor: (weight, angles (N, 23, 3)): half the squared distance to those axis-angle numbers, times weight.
-    second_order: add how a joint's lever turns with the joints above it (module docstring of kinematics), which
-    Gauss-Newton leaves out. The result may be indefinite: the caller must check its factor.
     """
 
     def __init__(
@@ -67,10 +68,8 @@ class Objective:
         evidence: Sequence[Evidence],
         priors: Sequence[PriorTerm] = (),
         anchor: tuple[float, Tensor] | None = None,
-        second_order: bool = False,
     ) -> None:
         self.evidence, self.priors, self.anchor = list(evidence), list(priors), anchor
-        self.second_order = second_order
         self.held: tuple[Pose, list[Tensor]] | None = None
 
     def _with(self, evidence: list[Evidence]) -> Objective:
@@ -84,6 +83,11 @@ class Objective:
         posed = pose(variables.angles)
         other.held = posed, [e.basis.levers(posed, variables.betas) for e in self.evidence]
         return other
+
+    def widened(self, factor: float) -> Objective:
+        """The same with outliers allowed `factor` times as far: fewer local minima, less robust."""
+        wide = lambda e: e if e.outlier is None else dataclasses.replace(e, outlier=factor * e.outlier)  # noqa: E731
+        return self._with([wide(e) for e in self.evidence])
 
     def rows(self, index: Tensor) -> Objective:
         """The objective of some subjects."""
@@ -110,8 +114,7 @@ class Objective:
     def evaluate(self, variables: Variables) -> Evaluation:
         """The energy and its terms, +inf for a subject with a joint that counts behind its camera."""
         posed = pose(variables.angles) if self.held is None else self.held[0]
-        measured, terms = [], {}
-        valid = torch.ones(len(variables.betas), dtype=torch.bool, device=variables.betas.device)
+        measured, terms, valid = [], {}, None
         for i, e in enumerate(self.evidence):
             levers = e.basis.levers(posed, variables.betas) if self.held is None else self.held[1][i]
             mass = e.basis.mass
@@ -121,58 +124,83 @@ class Objective:
             residuals = e.residuals(points)
             measured.append(Measured(levers, mass, residuals))
             terms[e.name] = residuals.energy
-            valid &= residuals.valid
+            valid = residuals.valid if valid is None else valid & residuals.valid
         quadratics = [p.quadratic(variables) for p in self.priors]
         terms |= {p.name: quadratic[0] for p, quadratic in zip(self.priors, quadratics, strict=True)}
-        if self.anchor is not None:
-            weight, angles = self.anchor
-            terms["anchor"] = 0.5 * weight * (variables.angles - angles).square().sum((1, 2))
-        energy = torch.stack(list(terms.values())).sum(0)
-        energy = torch.where(valid, energy, torch.full_like(energy, torch.inf))
+        terms |= self._anchored(variables)
+        energy = sum(terms.values(), start=torch.zeros_like(variables.betas[:, 0]))
+        if valid is not None:
+            energy = energy.masked_fill(~valid, torch.inf)
         return Evaluation(variables, posed, measured, quadratics, terms, energy)
 
-    def linearize(self, at: Evaluation) -> Quadratic:
-        """Gradient, curvature and metric over the step's columns, or over the places' alone while the body is held.
+    def energy(
+        self, variables: Variables, surface: Callable[[Evidence], Float[Tensor, "N V 3 K"]] | None = None
+    ) -> Float[Tensor, " N"]:
+        """The energy alone, differentiable by autograd. surface: gives the points of an evidence in place of the
+        closed form. Points behind a camera count as if just before it."""
+        posed = pose(variables.angles)
+        objective = self.matched(variables)
+        total = torch.zeros_like(variables.betas[:, 0])
+        for e in objective.evidence:
+            if surface is None:
+                levers = e.basis.levers(posed, variables.betas)[:, 0]
+                points = variables.points(levers, e.basis.mass, e.basis.root_joint(variables.betas))
+            else:
+                points = surface(e)
+            if isinstance(e, ScanPoints):
+                points = e.of_match(points, 3)
+            total = total + e.residuals(points).energy
+        for term in objective.priors:
+            total = total + term.energy(variables)
+        return sum(self._anchored(variables).values(), start=total)
 
-        The metric is the priors' curvature: it knows which joints are stiff and which move together, and needs half
-        the iterations of Marquardt's diagonal. A hundredth of the evidence's diagonal covers what no prior curves.
+    def _anchored(self, variables: Variables) -> dict[str, Tensor]:
+        if self.anchor is None:
+            return {}
+        weight, angles = self.anchor
+        return {"anchor": 0.5 * weight * (variables.angles - angles).square().sum((1, 2))}
+
+    def linearize(self, at: Evaluation, settled: Bool[Tensor, " N"]) -> Quadratic:
+        """Gradient and curvature over the step's columns, or over the places' alone while the body is held.
+
+        settled: the subjects whose curvature is to include how the levers themselves turn (`turning`).
         """
         v = at.variables
         columns = v.columns - (0 if self.held is None else v.places)
         gradient = v.betas.new_zeros(len(v.betas), columns)
-        curvature = v.betas.new_zeros(len(v.betas), columns, columns)
+        data, prior = v.betas.new_zeros(2, len(v.betas), columns, columns)
         pulls = v.betas.new_zeros(len(v.betas), JOINTS, 3, 3)
-        second_order = self.second_order and self.held is None
         for e, m in zip(self.evidence, at.measured, strict=True):
             r = m.residuals
             slopes = v.root.transpose(-1, -2)[:, :, None] @ r.jacobian
             rows = _places(m, slopes, v)
             if self.held is None:
-                rows = torch.cat([*_body(e, m, slopes, at.pose), rows], 1)
+                rows = torch.cat([*_body(e, m, slopes, at), rows], 1)
             weighted = r.weight[:, :, None] * r.value
             weight = r.weight[:, :, None].expand_as(r.value).flatten(1)
             gradient += (rows @ weighted.flatten(1)[..., None])[..., 0]
-            curvature += (rows * weight[:, None]) @ rows.transpose(-1, -2)
-            if second_order:
+            data += (rows * weight[:, None]) @ rows.transpose(-1, -2)
+            if self.held is None:
                 pull = (weighted[..., None, :] * slopes).sum((1, 2))
                 pulls += (m.levers.flatten(1, 2) @ pull.transpose(-1, -2)).unflatten(1, (JOINTS, 3))
-        metric = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1) * 1e-2 + 1e-6)
-        if second_order:
-            _add_turning(curvature, pulls, at.pose, v.places)
+        # Priors leave the places free; a hundredth of the evidence's diagonal damps what no prior curves.
+        floor = data.diagonal(dim1=-2, dim2=-1) * 1e-2 + 1e-6
+        if self.held is not None:
+            return Quadratic(gradient, data, prior, floor)
+        if len(late := settled.nonzero()[:, 0]):
+            data[late] = add_turning(data[late], pulls[late], at.pose[late], v.places)
         for p, (_, slope, curve) in zip(self.priors, at.quadratics, strict=True):
             own = p.slice(v)
             gradient[:, own] += slope
-            curvature[:, own, own] += curve
-            metric[:, own, own] += curve
+            prior[:, own, own] += curve
         if self.anchor is not None:
             weight_, angles = self.anchor
             gradient[:, :ANGLES] += weight_ * (v.angles - angles).flatten(1)
-            curvature.diagonal(dim1=-2, dim2=-1)[:, :ANGLES] += weight_
-            metric.diagonal(dim1=-2, dim2=-1)[:, :ANGLES] += weight_
-        return Quadratic(gradient, curvature, metric)
+            prior.diagonal(dim1=-2, dim2=-1)[:, :ANGLES] += weight_
+        return Quadratic(gradient, data, prior, floor)
 
 
-def _body(e: Evidence, m: Measured, slopes: Tensor, at: Pose) -> tuple[Tensor, Tensor]:
+def _body(e: Evidence, m: Measured, slopes: Tensor, at: Evaluation) -> tuple[Tensor, Tensor]:
     """Rows of the transposed Jacobian: the angles' (N, 69, V d K) and the betas' (N, S, V d K).
 
     slopes: (N, V, d, 3, K), of the residuals by the points in the body's frame.
@@ -184,14 +212,15 @@ def _body(e: Evidence, m: Measured, slopes: Tensor, at: Pose) -> tuple[Tensor, T
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         torch.mul(a[:, :, j], p[:, :, k], out=torque[:, :, i])
         torque[:, :, i].addcmul_(a[:, :, k], p[:, :, j], value=-1)
-    angles = (at.charts[:, 1:].transpose(-1, -2) @ torque.flatten(3)).flatten(1, 2)
-    shape = e.basis.shape_jacobian(at)
+    angles = (at.pose.charts[:, 1:].transpose(-1, -2) @ torque.flatten(3)).flatten(1, 2)
+    shape = e.basis.shape_jacobian(at.pose)
     if isinstance(e, ScanPoints):
         shape = e.of_match(shape, 2)
-    betas = (shape.permute(0, 3, 1, 2)[..., None, :] * p).sum(2)
-    # The rest pelvis, about which the root turns, moves with the betas too.
-    pelvis = torch.einsum("nmik,is->nsmk", m.residuals.jacobian.flatten(1, 2), e.basis.root[:, 1:])
-    return angles, (betas + pelvis * m.mass).flatten(2)
+    # The rest pelvis, about which the root turns, moves with the betas too, and is not turned.
+    pelvis = at.variables.root.transpose(-1, -2) @ e.basis.root[:, 1:]
+    shape = shape[:, None] + pelvis[:, :, :, None] * m.mass[:, None]
+    betas = (shape.permute(0, 4, 1, 2, 3)[:, :, :, None] * slopes[:, None]).sum(4)
+    return angles, betas.flatten(2)
 
 
 def _places(m: Measured, slopes: Tensor, v: Variables) -> Float[Tensor, "N 6G VdK"]:
@@ -207,32 +236,3 @@ def _places(m: Measured, slopes: Tensor, v: Variables) -> Float[Tensor, "N 6G Vd
     view = torch.arange(V, device=each.device)
     rows[:, view, :, view] = each.permute(1, 0, 3, 2, 4)
     return rows.flatten(1, 2).flatten(2)
-
-
-def _add_turning(
-    curvature: Float[Tensor, "N P P"], pulls: Float[Tensor, "N 24 3 3"], at: Pose, places: int
-) -> None:
-    """Add the second derivatives of the points by the rotations, times the energy's slope at the points.
-
-    pulls: A_j = sum_k a_kj g_k^T, g_k the energy's gradient at point k in the body's frame. Turning j above l by u, and
-    l by w, moves x_k in second order by u x (w x a_kl): in all u^T (A_l - tr A_l I) w. On a joint's own axis-angle
-    numbers the same with its symmetric part, and the chart's own bend (d Jl(v) along dv) dv against the torque. The
-    root's turns are taken with one place only, on top.
-    """
-    M = pulls - pulls.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] * torch.eye(3).to(pulls)
-    turned = M @ at.charts
-    pairs = at.charts.transpose(-1, -2).flatten(1, 2) @ turned.transpose(1, 2).flatten(2)
-    pairs *= _ABOVE.to(pulls)
-    pairs = pairs + pairs.transpose(-1, -2)
-    own = at.charts.transpose(-1, -2) @ turned
-    own = 0.5 * (own + own.transpose(-1, -2))
-    # The torque of the points about each joint: sum_k a_kj x g_k.
-    torque = torch.stack([pulls[..., i, j] - pulls[..., j, i] for i, j in ((1, 2), (2, 0), (0, 1))], -1)
-    own[:, 1:] += chart_bend(at, torque)
-    pairs.unflatten(1, (JOINTS, 3)).unflatten(3, (JOINTS, 3)).diagonal(dim1=1, dim2=3).add_(own.permute(0, 2, 3, 1))
-    curvature[:, :ANGLES, :ANGLES] += pairs[:, 3:, 3:]
-    if curvature.shape[1] == places + 6:
-        turn = slice(places, places + 3)
-        curvature[:, turn, :ANGLES] += pairs[:, :3, 3:]
-        curvature[:, :ANGLES, turn] += pairs[:, 3:, :3]
-        curvature[:, turn, turn] += pairs[:, :3, :3]

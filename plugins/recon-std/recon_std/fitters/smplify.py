@@ -1,9 +1,10 @@
-"""The `smplify` fitter: SMPLify's energy (thesis 3.3.3, equation 3.2), minimised by damped Newton steps on joints."""
+"""The `smplify` fitter: SMPLify's energy (thesis 3.3.3, equation 3.2) by damped Newton steps on joints alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,35 +12,78 @@ from pydantic import Field
 from torch import Tensor
 
 from recon_core.interfaces import BodyModel, Fitter, Prior, Settings
-from recon_core.structures import BodyParameters, FitReport, FitResult, Observation
-from recon_std.fitters.curvature import prior_terms
-from recon_std.fitters.evidence import Joints2D
-from recon_std.fitters.gather import Noise, Sampling, gather
+from recon_core.structures import BodyParameters, FitResult, Observation
 from recon_std.fitters.levenberg_marquardt import minimise
-from recon_std.fitters.objective import Objective
 from recon_std.fitters.placement import place
-from recon_std.fitters.variables import Variables, ViewMode, Views, where
+from recon_std.fitters.problem import FitSettings, Problem
+from recon_std.fitters.starts import best_start, drawn_poses
+
+WIDE = 3.0
+"""By how much the outlier scales are widened at first (graduated non-convexity, Blake & Zisserman 1987)."""
 
 
-class SmplifyConfig(Settings):
-    iterations: int = Field(default=40, ge=1)
-    camera_iterations: int = Field(default=20, ge=0)
-    tolerance: float = 1e-4
-    damping: float = 1.0
-    second_order: bool = True
-    anchor: float = 0.0
-    headings: int = Field(default=1, ge=1)
-    views: ViewMode = "auto"
-    prior_weights: dict[str, float] = Field(default_factory=dict)
-    noise: Noise = Field(default_factory=Noise)
-    sampling: Sampling = Field(default_factory=Sampling)
+@dataclass(frozen=True)
+class Trust:
+    """What to make of the initial bodies: anchor, headings and starts of `SmplifySettings`."""
+
+    anchor: float
+    headings: int
+    starts: int
+
+
+TRUST = {"prediction": Trust(10.0, 1, 1), "mean": Trust(0.0, 8, 9)}
+"""Chosen on motion capture, training split (`make bench-fit`; docs/fitting.md has the tables)."""
+
+
+class SmplifySettings(FitSettings):
+    start: Literal["prediction", "mean"] = Field(
+        default="prediction",
+        description="what the initial bodies are: a network's predictions, or a mean pose that knows nothing; "
+        "decides anchor, headings and starts where they are not set",
+    )
+    anchor: float | None = Field(
+        default=None, ge=0, description="pull of the body's 69 angles to their initial values, 1/rad^2"
+    )
+    headings: int | None = Field(
+        default=None, ge=1, description="directions around the vertical axis that the camera stage starts from"
+    )
+    starts: int | None = Field(
+        default=None, ge=1, description="poses tried: the initial one, the others drawn from the prior over the pose"
+    )
+    camera_iterations: int = Field(
+        default=15, ge=0, description="most steps of the camera stage; 0: the initial place is where the fit starts"
+    )
+    wide_iterations: int = Field(
+        default=3, ge=0, description="steps with three times the outlier scales, before those with the real ones"
+    )
+    iterations: int = Field(default=20, ge=1, description="most steps over pose, shape and place together")
+    tolerance: float = Field(
+        default=1e-3, gt=0, description="a fit has converged when a step lowers the energy by at most this part"
+    )
+
+    @property
+    def trust(self) -> Trust:
+        default = TRUST[self.start]
+        given = {name: getattr(self, name) for name in ("anchor", "headings", "starts")}
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 class SmplifyFitter(Fitter):
-    Config: ClassVar[type[Settings]] = SmplifyConfig
+    """Explains joints, vertices and scans by pose, shape and place, in milliseconds a person.
 
-    def __init__(self, config: SmplifyConfig | None = None) -> None:
-        self.config = config or SmplifyConfig()
+    First the body is held and only placed; then all variables move, by Levenberg-Marquardt with closed-form
+    derivatives at the joints, the priors' curvature as damping, and Geman-McClure by reweighting (docs/fitting.md).
+    Vertices are never skinned. Every subject has its own damping and its own end; a row of the batch does not depend
+    on the others.
+
+    The result is in the frame of the observation's cameras' world: the camera frame of the picture where the camera
+    stands at the origin, as it does in the pipeline. Of several views of one subject (rows with equal `subject`) each
+    row holds the same body; without a common world frame, at each view's own place.
+    """
+
+    Config: ClassVar[type[Settings]] = SmplifySettings
+    config: SmplifySettings
+    default_priors: ClassVar[tuple[str, ...]] = ("gmm", "joint-limits", "shape")
 
     @torch.no_grad()
     def fit(
@@ -50,14 +94,18 @@ class SmplifyFitter(Fitter):
         priors: Mapping[str, Prior] | None = None,
         context: Float[Tensor, "B C"] | None = None,
     ) -> FitResult:
-        c = self.config
-        views = Views.of(observation.subject, observation.camera, c.views)
-        start = views.start(initial)
-        evidence = gather(observation, body_model, views, start.betas.shape[-1], c.noise, c.sampling)
-        terms = prior_terms(priors, c.prior_weights, start, views, observation.camera, context)
-        anchor = (c.anchor, start.angles) if c.anchor > 0 else None
-        objective = Objective(evidence, terms, anchor, c.second_order)
-        before = objective.matched(start).evaluate(start)
-        placed = place(evidence, start, c.camera_iterations, c.headings)
-        found = minimise(objective, placed, c.iterations, c.tolerance, c.damping)
-        return found, views, objective, before
+        """Explain the evidence in `observation` from `initial`. See `Fitter.fit`.
+
+        context: (B, C), handed to the priors. Raises EvidenceError when the evidence cannot constrain a body, or
+        the body cannot explain it; UsageError for a prior that is not over this body's numbers.
+        """
+        c, trust = self.config, self.config.trust
+        problem = Problem.build(c, observation, initial, body_model, priors, context, trust.anchor)
+        start = place(problem.objective.evidence, problem.start, c.camera_iterations, trust.headings)
+        wide = problem.objective.widened(WIDE)
+        if trust.starts > 1:
+            poses = drawn_poses(wide.priors, trust.starts - 1)
+            start = best_start(wide, problem.objective, start, poses, c.tolerance)
+        first = minimise(wide, start, c.wide_iterations, c.tolerance)
+        found = minimise(problem.objective, first.variables, c.iterations, c.tolerance)
+        return problem.result(found.variables, first.iterations + found.iterations, found.converged)

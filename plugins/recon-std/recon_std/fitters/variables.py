@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon_core.errors import EvidenceError
@@ -17,6 +16,9 @@ from recon_core.structures import Batched, BodyParameters, Camera
 ANGLES = 69
 
 ViewMode = Literal["auto", "calibrated", "uncalibrated"]
+
+Unknowns = TypeVar("Unknowns", bound=Batched)
+"""What a minimiser moves: a dataclass of tensors with one row a subject, and `moved(step)`."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,20 @@ class Variables(Batched):
         return self.root @ relative[:, None] + place[..., None] * mass
 
 
-Unknowns = TypeVar("Unknowns", bound=Batched)
+def where(condition: Bool[Tensor, " N"], a: Unknowns, b: Unknowns) -> Unknowns:
+    """Row by row: a where the condition holds, b elsewhere."""
+
+    def pick(name: str) -> Tensor:
+        x, y = getattr(a, name), getattr(b, name)
+        return torch.where(condition.reshape(-1, *[1] * (x.dim() - 1)), x, y)
+
+    return type(a)(**{f.name: pick(f.name) for f in fields(a)})  # type: ignore[arg-type]
 
 
-def where(condition: Tensor, a: Unknowns, b: Unknowns) -> Unknowns:
-    """Row by row: a where the condition (N,) holds, b elsewhere."""
-    pick = lambda x, y: torch.where(condition.reshape(-1, *[1] * (x.dim() - 1)), x, y)  # noqa: E731
-    names = (f.name for f in dataclasses.fields(a))  # type: ignore[arg-type]
-    return dataclasses.replace(a, **{n: pick(getattr(a, n), getattr(b, n)) for n in names})  # type: ignore[type-var]
+def with_rows(a: Unknowns, rows: Int[Tensor, " M"], b: Unknowns) -> Unknowns:
+    """a with some of its rows taken from b, which has just these."""
+    new = {f.name: getattr(a, f.name).index_copy(0, rows, getattr(b, f.name)) for f in fields(a)}  # type: ignore[arg-type]
+    return type(a)(**new)
 
 
 @dataclass(frozen=True)
@@ -116,20 +124,17 @@ class Views:
             initial.translation[own],
         )
 
-    def body(self, variables: Variables) -> BodyParameters:
-        """One row an observation row, in the observation's order."""
-        N, V = self.rows.shape
-        order = self.rows.flatten().argsort()
-        spread = lambda x: x.expand(N, V, *x.shape[2:]).flatten(0, 1)[order]  # noqa: E731
-        local = axis_angle_to_matrix(variables.angles)[:, None]
-        return BodyParameters(
-            torch.cat([spread(variables.root)[:, None], spread(local)], 1),
-            spread(variables.betas[:, None]),
-            spread(variables.translation),
-        )
+    def unfold(self, value: Float[Tensor, "N V ..."]) -> Float[Tensor, "B ..."]:
+        """A value a view as a value an observation row, in the observation's order."""
+        return value.flatten(0, 1)[self.rows.flatten().argsort()]
 
     def spread(self, value: Float[Tensor, "N ..."]) -> Float[Tensor, "B ..."]:
         """A value a subject as a value an observation row."""
-        N, V = self.rows.shape
-        wide = value[:, None].expand(N, V, *value.shape[1:]).flatten(0, 1)
-        return wide[self.rows.flatten().argsort()]
+        return self.unfold(value[:, None].expand(*self.rows.shape, *value.shape[1:]))
+
+    def body(self, variables: Variables) -> BodyParameters:
+        """The body of each observation row."""
+        wide = lambda x: self.unfold(x.expand(*self.rows.shape, *x.shape[2:]))  # noqa: E731
+        local = self.spread(axis_angle_to_matrix(variables.angles))
+        pose = torch.cat([wide(variables.root)[:, None], local], 1)
+        return BodyParameters(pose, self.spread(variables.betas), wide(variables.translation))
