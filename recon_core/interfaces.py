@@ -102,8 +102,8 @@ class Renderer(ABC):
     """Meshes and cameras to pictures, differentiable. See `recon_core.rendering` for scenes and fragments.
 
     A renderer implements `rasterize`, `soft_silhouette` and `face_probabilities`; attributes, texture, light and
-    antialiasing are code over fragments that all renderers share. Every method takes one Mesh (row i in picture i), several
-    meshes (their rows in order), or a Scene that says which row is in which picture; and a Camera of one row a
+    antialiasing are code over fragments that all renderers share. Every method takes one Mesh (row i in picture i),
+    several meshes (their rows in order), or a Scene that says which row is in which picture; and a Camera of one row a
     picture, or of one row for all. All raise UsageError for meshes that `Scene` refuses and cameras that do not
     match them. Pixels, metres, camera frame: as in `recon_core.structures`.
     """

@@ -9,7 +9,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 
 def default_focal(size: tuple[int, int]) -> float:
-    """Focal length in pixels to assume when nothing is known: the diagonal of the picture (about 47 degrees of view)."""
+    """Focal length in pixels to assume when nothing is known: the picture's diagonal (about 47 degrees of view)."""
     return float((size[0] ** 2 + size[1] ** 2) ** 0.5)
 
 

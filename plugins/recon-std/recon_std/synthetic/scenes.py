@@ -70,8 +70,8 @@ class Draw(Batched):
     """What is random about B pictures of R people, before anything is rendered.
 
     margin: (B,) picture's side over the longer side of the first person's box. offset: (B, 2) of the box's
-    centre from the picture's, in longer sides. softness: (B,) how far each pixel mixes with its neighbour. grain: (B,) standard
-    deviation of the noise; noise_shift: (B, 2) pixels, where it is taken from the sampler's field.
+    centre from the picture's, in longer sides. softness: (B,) how far each pixel mixes with its neighbour. grain: (B,)
+    standard deviation of the noise; noise_shift: (B, 2) pixels, where it is taken from the sampler's field.
     """
 
     body: BodyParameters
