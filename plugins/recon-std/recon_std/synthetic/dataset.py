@@ -93,6 +93,7 @@ def fields(rendered: RenderedPeople) -> dict[str, Tensor]:
         "keypoints2d": joints2d,
         "keypoints2d_confidence": inside.to(joints2d),
         "keypoints3d": rendered.joints["lsp14"][first],
+        "keypoints3d_confidence": torch.ones_like(joints2d[..., 0]),
         "pose": rendered.body.pose[first],
         "betas": rendered.body.betas[first],
         "translation": rendered.body.translation[first],
