@@ -387,16 +387,13 @@ class Method(nn.Module, ABC):
 
 __all__ = [
     "BodyModel",
-    "Camera",
     "Dataset",
     "Detector",
     "Encoder",
     "Fitter",
     "Loss",
-    "Mesh",
     "Method",
     "Prior",
     "Renderer",
-    "Sequence",
     "Settings",
 ]

@@ -69,6 +69,16 @@ def recon_register(register: Registrar) -> None:
         "recon_std.priors.adversarial:AdversarialPrior",
         summary="HMR's factorised discriminator, trained on motion capture; not normalised",
     )
+    register.fitter(
+        "smplify",
+        "recon_std.fitters.smplify:SmplifyFitter",
+        summary="joints, vertices and scans by damped Newton steps on joints alone; batched",
+    )
+    register.fitter(
+        "adam",
+        "recon_std.fitters.adam:AdamFitter",
+        summary="the published SMPLify routine: 100 + 100 steps of Adam through the skinned mesh",
+    )
     register.loss("keypoints2d", "recon_std.losses.keypoints:Keypoints2DLoss", summary="reprojection error of joints")
     register.loss(
         "keypoints3d", "recon_std.losses.keypoints:Keypoints3DLoss", summary="3D joints, relative to a root or not"
@@ -95,5 +105,7 @@ def recon_register(register: Registrar) -> None:
         "lsp-ext", "recon_std.readers.lsp_ext:LSPExtendedDataset", summary="sport photos with 14 joints (index.json)"
     )
     register.dataset(
-        "synthetic", "recon_std.synthetic.dataset:SyntheticDataset", summary="rendered people, made up as they are drawn"
+        "synthetic",
+        "recon_std.synthetic.dataset:SyntheticDataset",
+        summary="rendered people, made up as they are drawn",
     )
