@@ -54,7 +54,7 @@ class SmplifySettings(FitSettings):
         default=15, ge=0, description="most steps of the camera stage; 0: the initial place is where the fit starts"
     )
     wide_iterations: int = Field(
-        default=3, ge=0, description="steps with three times the outlier scales, before those with the real ones"
+        default=5, ge=0, description="steps with three times the outlier scales, before those with the real ones"
     )
     iterations: int = Field(default=20, ge=1, description="most steps over pose, shape and place together")
     tolerance: float = Field(
