@@ -93,7 +93,8 @@ class BlazePoseDetector(Detector):
     def _person(self, picture: Image.Image, region: Float[np.ndarray, " 4"], score: float) -> _Person:
         first = self._read(picture, region)
         second = self._read(picture, first.next_region)
-        return _Person(second, float(calibration.quality(calibration.traits(score, first, second))))
+        traits = calibration.traits(score, first, second, picture.size)
+        return _Person(second, float(calibration.quality(traits)))
 
     def _people(
         self, picture: Image.Image, views: Iterable[Float[np.ndarray, " 4"]], threshold: float
@@ -138,7 +139,7 @@ class BlazePoseDetector(Detector):
 
     def _detection(self, person: _Person, width: int, height: int) -> Detection:
         landmarks = person.landmarks
-        inside = _inside(landmarks.points, width, height)
+        inside = landmarks.inside(width, height)
         confidence = calibration.confidence(landmarks.raw_confidence, person.quality) * inside
         keypoints = Keypoints(
             torch.from_numpy(landmarks.points[None]).float(),
@@ -165,10 +166,6 @@ def _tiles(picture: Image.Image, parts: int) -> list[Float[np.ndarray, " 4"]]:
 
 def _largest(people: list[_Person]) -> float:
     return max((person.landmarks.region[2] for person in people), default=0.0)
-
-
-def _inside(points: Float[np.ndarray, "N 2"], width: int, height: int) -> Bool[np.ndarray, " N"]:
-    return np.all((points >= 0) & (points <= [width, height]), axis=-1)
 
 
 def _same(a: Landmarks, b: Landmarks) -> bool:

@@ -22,11 +22,17 @@ def error_table() -> dict[str, Any]:
     return json.loads(resources.files(__package__).joinpath("blazepose_errors.json").read_text("utf-8"))
 
 
-def traits(finder_score: float, first: Landmarks, second: Landmarks) -> Float[np.ndarray, " 4"]:
-    """What tells a good reading from a bad one: the finder's score, the joints' mean confidence, how far they moved
-    from the first to the second reading in units of the region's side (0.3 at most), and 1."""
-    moved = np.linalg.norm(second.points - first.points, axis=1).mean() / second.region[2]
-    return np.array([finder_score, second.raw_confidence.mean(), min(moved, 0.3), 1.0])
+def traits(finder_score: float, first: Landmarks, second: Landmarks, size: tuple[int, int]) -> Float[np.ndarray, " 4"]:
+    """What tells a good reading from a bad one, in a picture of `size` (width, height).
+
+    The finder's score; the mean confidence of the joints inside the picture; how far these moved from the first to the
+    second reading, in units of the region's side, 0.3 at most; and 1.
+    """
+    inside = second.inside(*size)
+    if not inside.any():
+        return np.array([finder_score, 0.0, 0.3, 1.0])
+    moved = np.linalg.norm(second.points - first.points, axis=1)[inside].mean() / second.region[2]
+    return np.array([finder_score, second.raw_confidence[inside].mean(), min(moved, 0.3), 1.0])
 
 
 def quality(values: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, "..."]:

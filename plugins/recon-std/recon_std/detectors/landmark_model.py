@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from recon_core.skeletons import skeleton
@@ -47,6 +47,10 @@ class Landmarks:
     def raw_confidence(self) -> Float[np.ndarray, " 33"]:
         """Visibility times presence, uncalibrated."""
         return self.visibility * self.presence
+
+    def inside(self, width: int, height: int) -> Bool[np.ndarray, " 33"]:
+        """Which joints lie in a picture of that size."""
+        return np.all((self.points >= 0) & (self.points <= [width, height]), axis=-1)
 
 
 class LandmarkModel:
