@@ -21,7 +21,7 @@ from recon_core.geometry.cameras import default_focal
 from recon_core.interfaces import BodyModel
 from recon_core.metrics import mpjpe, pa_mpjpe, pck
 from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
-from recon_prohmr.evaluation import sample_errors, test_people
+from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.fitter import LatentFitter
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
 from recon_prohmr.weights import load_network
@@ -35,7 +35,7 @@ LIMBS = tuple(range(12))
 """The joints of lsp14 that blazepose33 has too: all but neck and head_top."""
 HIPS = (2, 3)
 
-DIFFERENCES = """What differs from the thesis: it reads photos (3DPW, Human3.6M; table 16: Human3.6M's 2D joints) and has
+DIFFERENCES = """What differs from the thesis: it reads photos (3DPW, Human3.6M; table 16: Human3.6M's 2D joints), with
 SMPL bodies of real people; here 2D joints of held-out motion capture, projected by random cameras with an error of 2 %
 of the box, and the free body with random shapes. Its n samples are 4096 quantised by k-means, ours the first n."""
 
@@ -71,7 +71,7 @@ def joined(bodies: list[BodyParameters]) -> BodyParameters:
 
 def motion_capture(method: ProHMR, body: BodyModel, data: Path, people: int) -> None:
     poses = MocapDataset(data / "mocap", MocapDataset.Config(split="val")).poses
-    seen, truth = test_people(body, poses, people)
+    seen, truth = people_of(body, poses, people)
     assert seen.keypoints is not None
     counts = (1, 5, 10, 25, 100, 4096)
     view = keypoint_view(seen.camera, seen.keypoints)
@@ -99,7 +99,8 @@ def motion_capture(method: ProHMR, body: BodyModel, data: Path, people: int) -> 
     joints = body.keypoints(truth, "lsp14")
     print(f"\nFit to the same 2D joints ({milliseconds:.0f} ms a person, mode and fit, one at a time)")
     print(
-        f"{'':10}{'PA-MPJPE':>10}{'MPJPE':>8}{'absolute':>10}{'2D, % of box':>14}   thesis, table 13: 3DPW, H36M (OP), H36M (GT)"
+        f"{'':10}{'PA-MPJPE':>10}{'MPJPE':>8}{'absolute':>10}{'2D, % of box':>14}"
+        "   thesis, table 13: 3DPW, H36M (OP), H36M (GT)"
     )
     paper_rows = {"mode": "59.8, 41.2, 41.2", "fit": "55.1, 39.3, 34.8"}
     side = seen.box[:, 2:].amax(-1) if seen.box is not None else torch.ones(people)

@@ -25,7 +25,7 @@ SKELETON = "blazepose33"
 """The detector whose joints are seen."""
 
 
-def test_people(
+def people_of(
     body: BodyModel, poses: Float[Tensor, "F 24 3"], count: int, noise: float = 0.02, seed: int = 7
 ) -> tuple[Observation, BodyParameters]:
     """`count` people drawn evenly from the frames, the same for the same seed: what is seen, and the truth.

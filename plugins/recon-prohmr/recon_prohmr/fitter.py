@@ -43,7 +43,8 @@ class LatentFitterConfig(Settings):
 
 @dataclass(frozen=True)
 class Latent(Batched):
-    """z: (N, 144) of the flow. betas: (N, S). translation: (N, 3), camera frame, metres. A step's columns in this order."""
+    """z: (N, 144) of the flow. betas: (N, S). translation: (N, 3), camera frame, metres; a step's columns in this
+    order."""
 
     z: Float[Tensor, "N 144"]
     betas: Float[Tensor, "N S"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recon_core.interfaces import Settings
-from recon_prohmr.evaluation import sample_errors, test_people
+from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
 from recon_prohmr.objective import LossJoints, Weights, objective
 from recon_prohmr.weights import load_network, save_network
@@ -90,7 +90,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
     sampler = KeypointSampler(
         body, data.poses.to(device), mixed_weights(data, config.even_frames), config.errors, config.people
     )
-    seen, truth = test_people(body, held_out.poses.to(device), 2000)
+    seen, truth = people_of(body, held_out.poses.to(device), 2000)
     assert seen.keypoints is not None
     view = keypoint_view(seen.camera, seen.keypoints)
     generator = torch.Generator(device).manual_seed(config.seed)

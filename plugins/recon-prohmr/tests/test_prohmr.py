@@ -11,7 +11,7 @@ from recon_core.errors import AssetError, EvidenceError, UsageError
 from recon_core.geometry.rotations import axis_angle_to_matrix, rotation_6d_to_matrix
 from recon_core.metrics import pa_mpjpe
 from recon_core.structures import Camera, Keypoints, Observation
-from recon_prohmr.evaluation import test_people as people_of
+from recon_prohmr.evaluation import people_of
 from recon_prohmr.fitter import LatentFitter, LatentFitterConfig, turn_of_6d
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d
@@ -177,7 +177,7 @@ def test_fit_pulls_the_body_onto_the_joints(shipped, body, people):
 
 
 def test_a_wild_joint_does_not_drag_the_fit(shipped, body, people):
-    seen, truth = people
+    seen, _ = people
     points = seen.keypoints.points.clone()
     points[:, 15] += 400
     wild = dataclasses.replace(seen, keypoints=dataclasses.replace(seen.keypoints, points=points))
@@ -266,8 +266,8 @@ def test_what_the_fitter_cannot_use(body, people):
     prediction = method.predict(seen)
     with pytest.raises(UsageError, match="latent space of prohmr"):
         LatentFitter().fit(seen, prediction.body, body, {}, prediction.context)
+    priors = {"prohmr": method.prior(), "shape": ShapePrior()}
     with pytest.raises(UsageError, match="takes no 'shape'"):
-        priors = {"prohmr": method.prior(), "shape": ShapePrior()}
         LatentFitter().fit(seen, prediction.body, body, priors, prediction.context)
     with pytest.raises(UsageError, match="context"):
         method.prior().mode()
