@@ -16,6 +16,7 @@ from pydantic import Field
 
 from recon_core.assets import Assets, assets
 from recon_core.interfaces import Detector, Settings
+from recon_core.skeletons import skeleton
 from recon_core.structures import Detection, Keypoints
 from recon_std.detectors import calibration
 from recon_std.detectors.landmark_model import INPUT_SIZE, LandmarkModel, Landmarks
@@ -28,6 +29,13 @@ _TURN_BELOW = 0.6  # expected share of right joints below which turned views of 
 _TURNED_PEOPLE = 2  # of so many people of one picture, since each costs three views
 _SAME_POINTS = 0.12  # mean distance of joints, in units of the smaller region, under which two readings are one person
 _SAME_MASK = 0.85  # share of the smaller mask inside the larger one above which they are
+
+_LIMB_JOINTS = [
+    row
+    for row, name in enumerate(skeleton("blazepose33").joints)
+    if name.endswith(("shoulder", "elbow", "wrist", "hip", "knee", "ankle"))
+]
+_LEAST_LIMB_JOINTS = 4  # in the picture; fewer are found in textures at its edge
 
 
 class BlazePoseSettings(Settings):
@@ -42,7 +50,7 @@ class BlazePoseSettings(Settings):
 
     search: Literal["fast", "auto", "thorough"] = "auto"
     person_threshold: float = Field(0.3, gt=0, lt=1)
-    least_quality: float = Field(0.4, ge=0, le=1)
+    least_quality: float = Field(0.45, ge=0, le=1)
     careful: bool = False
     masks: bool = True
     max_people: int = Field(20, ge=1)
@@ -51,10 +59,11 @@ class BlazePoseSettings(Settings):
 
 @dataclass(frozen=True)
 class _Person:
-    """A reading with the share of its joints expected to be right."""
+    """A reading, the share of its joints expected to be right, and how many of 12 limb joints are in the picture."""
 
     landmarks: Landmarks
     quality: float
+    limb_joints: int
 
 
 class BlazePoseDetector(Detector):
@@ -94,7 +103,8 @@ class BlazePoseDetector(Detector):
         first = self._read(picture, region)
         second = self._read(picture, first.next_region)
         traits = calibration.traits(score, first, second, picture.size)
-        return _Person(second, float(calibration.quality(traits)))
+        limb_joints = int(second.inside(*picture.size)[_LIMB_JOINTS].sum())
+        return _Person(second, float(calibration.quality(traits)), limb_joints)
 
     def _people(
         self, picture: Image.Image, views: Iterable[Float[np.ndarray, " 4"]], threshold: float
@@ -110,7 +120,8 @@ class BlazePoseDetector(Detector):
         kept: list[_Person] = []
         for person in sorted(people, key=lambda p: -p.quality * p.landmarks.score):
             good = person.quality >= self.config.least_quality and person.landmarks.score >= 0.5
-            if good and not any(_same(person.landmarks, other.landmarks) for other in kept):
+            whole_enough = person.limb_joints >= _LEAST_LIMB_JOINTS
+            if good and whole_enough and not any(_same(person.landmarks, other.landmarks) for other in kept):
                 kept.append(person)
         return kept
 
@@ -126,14 +137,21 @@ class BlazePoseDetector(Detector):
 
     def _search_turned(self, picture: Image.Image, people: list[_Person]) -> list[_Person]:
         """Look with the head to the right, down and to the left: at the doubtful people, or for anyone at all."""
-        doubtful = [p for p in people if p.quality < _TURN_BELOW][:_TURNED_PEOPLE]
-        views = [p.landmarks.region * [1, 1, 1, 0] for p in doubtful] if people else [whole(picture)]
+        quarters = (1, 2, 3)
         found = list(people)
-        for view in views:
-            for quarter in (1, 2, 3):
-                turned = view + [0, 0, 0, quarter * math.pi / 2]
-                found += self._people(picture, [turned], self.config.person_threshold / 3)
-        return self._distinct(found) if views else people
+        if not people:
+            views = [whole(picture) + [0, 0, 0, quarter * math.pi / 2] for quarter in quarters]
+            for view in views:
+                found += self._people(picture, [view], self.config.person_threshold / 3)
+            return self._distinct(found)
+        for person in [p for p in people if p.quality < _TURN_BELOW][:_TURNED_PEOPLE]:
+            for quarter in quarters:
+                view = person.landmarks.region * [1, 1, 1, 0] + [0, 0, 0, quarter * math.pi / 2]
+                again = self._people(picture, [view], self.config.person_threshold / 3)
+                # Seen upright as before, a reading from a view turned away from it is no second opinion: it has lost
+                # the scale, and takes a person cut off by the picture's edge for one who crouches inside it.
+                found += [p for p in again if _turn_between(p.landmarks, person.landmarks) > math.pi / 4]
+        return self._distinct(found)
 
     # -- result
 
@@ -166,6 +184,11 @@ def _tiles(picture: Image.Image, parts: int) -> list[Float[np.ndarray, " 4"]]:
 
 def _largest(people: list[_Person]) -> float:
     return max((person.landmarks.region[2] for person in people), default=0.0)
+
+
+def _turn_between(a: Landmarks, b: Landmarks) -> float:
+    """Angle between the directions the heads of two readings point in, radians in [0, pi]."""
+    return abs(math.remainder(float(a.region[3] - b.region[3]), 2 * math.pi))
 
 
 def _same(a: Landmarks, b: Landmarks) -> bool:
