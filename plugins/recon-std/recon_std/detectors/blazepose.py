@@ -148,9 +148,10 @@ class BlazePoseDetector(Detector):
             for quarter in quarters:
                 view = person.landmarks.region * [1, 1, 1, 0] + [0, 0, 0, quarter * math.pi / 2]
                 again = self._people(picture, [view], self.config.person_threshold / 3)
-                # Seen upright as before, a reading from a view turned away from it is no second opinion: it has lost
-                # the scale, and takes a person cut off by the picture's edge for one who crouches inside it.
-                found += [p for p in again if _turn_between(p.landmarks, person.landmarks) > math.pi / 4]
+                # A person cut off by the picture's edge is never taken for one who crouches inside it, which is what
+                # views turned away from them often show: such a person counts only where truly turned.
+                cut = person.limb_joints < len(_LIMB_JOINTS)
+                found += [p for p in again if not cut or _turn_between(p.landmarks, person.landmarks) > math.pi / 4]
         return self._distinct(found)
 
     # -- result
