@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from recon_core.errors import EvidenceError
 from recon_core.interfaces import BodyModel, Settings
+from recon_core.rendering.shading import vertex_normals
 from recon_core.skeletons import skeleton
 from recon_core.structures import Camera, Keypoints, Observation
 from recon_std.fitters.evidence import Evidence, Joints2D, Points3D, ScanPoints
@@ -34,7 +35,7 @@ class Noise(Settings):
     keypoints_outlier: float | None = Field(default=8.0, gt=0)
     keypoints3d: float = Field(default=0.02, gt=0, description="3D joints, metres")
     keypoints3d_outlier: float | None = Field(default=8.0, gt=0)
-    mesh: float = Field(default=0.02, gt=0, description="corresponded vertices, metres")
+    mesh: float = Field(default=0.005, gt=0, description="corresponded vertices, metres")
     mesh_outlier: float | None = Field(default=None, gt=0)
     scan: float = Field(default=0.02, gt=0, description="scan points to the body's surface, metres")
     scan_outlier: float | None = Field(default=3.0, gt=0)
@@ -188,7 +189,7 @@ def _scan(
     candidates = _even(len(body.template), sampling.body).to(points.device)  # type: ignore[arg-type]
     return ScanPoints(
         basis=PointBasis.of_vertices(body, candidates, betas),
-        rest_normals=_vertex_normals(body.template, body.faces)[candidates],  # type: ignore[arg-type]
+        rest_normals=vertex_normals(body.template, body.faces)[candidates],  # type: ignore[arg-type]
         part_weights=body.weights[candidates],  # type: ignore[index]
         points=points[:, index][views.rows].flatten(1, 2),
         normals=own[:, index][views.rows].flatten(1, 2),
@@ -196,11 +197,3 @@ def _scan(
         outlier=noise.scan_outlier,
         reach=noise.scan_reach,
     )
-
-
-def _vertex_normals(vertices: Float[Tensor, "V 3"], faces: Tensor) -> Float[Tensor, "V 3"]:
-    """Unit normals, each the area-weighted mean of the faces around a vertex."""
-    a, b, c = vertices[faces].unbind(1)
-    face = torch.linalg.cross(b - a, c - a)
-    total = torch.zeros_like(vertices).index_add(0, faces.flatten(), face.repeat_interleave(3, 0))
-    return normalize(total, dim=-1)

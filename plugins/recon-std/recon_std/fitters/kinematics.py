@@ -16,7 +16,7 @@ a_kj = sum over q in j's subtree of R_q o_kq: turning j by a small w moves x_k b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -177,6 +177,12 @@ class PointBasis:
 
     def __len__(self) -> int:
         return len(self.mass)
+
+    def __getitem__(self, points: slice) -> PointBasis:
+        """Some of the points."""
+        return replace(
+            self, offsets=self.offsets[:, :, points].contiguous(), mass=self.mass[points], rows=self.rows[points]
+        )
 
     def of_output(self, body: BodyModel, output: BodyOutput) -> Float[Tensor, "B K 3"]:
         """The same points taken from a skinned body."""

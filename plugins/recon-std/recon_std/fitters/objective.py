@@ -89,6 +89,10 @@ class Objective:
         wide = lambda e: e if e.outlier is None else dataclasses.replace(e, outlier=factor * e.outlier)  # noqa: E731
         return self._with([wide(e) for e in self.evidence])
 
+    def coarse(self) -> Objective:
+        """The same with its scans thinned out."""
+        return self._with([e.coarse() if isinstance(e, ScanPoints) else e for e in self.evidence])
+
     def rows(self, index: Tensor) -> Objective:
         """The objective of some subjects."""
         other = self._with([e[index] for e in self.evidence])

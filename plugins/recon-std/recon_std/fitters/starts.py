@@ -40,6 +40,7 @@ def best_start(
     index = first.repeat_interleave(M + 1)
     angles = torch.cat([placed.angles[:, None], poses.to(placed.angles).expand(N, -1, -1, -1)], 1)
     many = Variables(angles.flatten(0, 1), placed.betas[index], placed.root[index], placed.translation[index])
+    wide = wide.coarse()
     held = Objective(wide.rows(index).evidence).holding(many)
     found = minimise(held, many, PLACE_STEPS, PLACE_TOLERANCE)
     order = found.energy.unflatten(0, (N, M + 1))
