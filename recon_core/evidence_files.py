@@ -124,7 +124,7 @@ class _Ascii:
         return [self._next() for _ in range(int(self._next()) if declared[0] == "list" else 1)]
 
     def table(self, count: int, properties: list[list[str]]) -> dict[str, np.ndarray]:
-        rows = np.array([self._next() for _ in range(count * len(properties))]).reshape(count, -1)
+        rows = np.array([self._next() for _ in range(count * len(properties))]).reshape(count, len(properties))
         return {p[-1]: rows[:, i] for i, p in enumerate(properties)}
 
 

@@ -17,7 +17,7 @@ FIRST, SMALLEST, LARGEST = 0.1, 1e-7, 1e7
 
 SETTLED = 0.1
 """A step that lowers the energy by at most this part lets the next one use the kinematic second-order term. Earlier
-the term is mostly indefinite, and Gauss-Newton the better guide; from here on it halves the iterations left."""
+the term is mostly indefinite, and Gauss-Newton the better guide (`make bench-fit`, steps)."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Minimum:
 def minimise(objective: Any, start: Any, iterations: int, tolerance: float) -> Minimum:
     """Levenberg-Marquardt (Nocedal & Wright, Numerical Optimization, 2006, 10.3).
 
-    A step solves (D + P + lambda (P + F)) step = -gradient, D and P the curvature of data and priors. Damping by P
-    needs half the iterations of Marquardt's diagonal: it knows which joints are stiff and which move together. A step
+    A step solves (D + P + lambda (P + F)) step = -gradient, D and P the curvature of data and priors: P knows which
+    joints are stiff and which move together, F damps what no prior curves. A step
     is kept where the energy falls; lambda follows the ratio of the fall to the one promised (Nielsen 1999). A row has
     converged when a kept step lowers the energy, or a refused one promised to lower it, by at most `tolerance` of it.
     Rows that have ended leave the batch, so the price of an iteration falls with the number of rows still moving.
