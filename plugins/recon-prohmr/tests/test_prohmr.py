@@ -8,7 +8,7 @@ import torch
 
 from recon_core.assets import assets
 from recon_core.errors import AssetError, EvidenceError, UsageError
-from recon_core.geometry.rotations import axis_angle_to_matrix, rotation_6d_to_matrix
+from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rotation_6d_to_matrix
 from recon_core.metrics import pa_mpjpe
 from recon_core.structures import Camera, Keypoints, Observation
 from recon_prohmr.evaluation import people_of
@@ -174,6 +174,23 @@ def test_fit_pulls_the_body_onto_the_joints(shipped, body, people):
     joints = body.keypoints(truth, "lsp14")
     error = [pa_mpjpe(body.keypoints(b, "lsp14"), joints).mean() for b in (prediction.body, fit.body)]
     assert error[1] < error[0]
+
+
+def test_the_fit_finds_the_noise(shipped, body, people):
+    """A detector that errs little is followed more closely than one that errs much, in units of its error."""
+    _, truth = people
+    left = []
+    for noise in (0.004, 0.03):
+        poses = matrix_to_axis_angle(truth.pose)
+        poses[:, 0] = 0
+        seen, _ = people_of(body, poses, 12, noise=noise)
+        prediction = shipped.predict(seen)
+        fit = LatentFitter().fit(seen, prediction.body, body, {"prohmr": shipped.prior()}, prediction.context)
+        once = LatentFitter(LatentFitterConfig(adapt=0)).fit(
+            seen, prediction.body, body, {"prohmr": shipped.prior()}, prediction.context
+        )
+        left.append((fit.report.reprojection_px / once.report.reprojection_px).mean())
+    assert left[0] < 1 < left[1]
 
 
 def test_a_wild_joint_does_not_drag_the_fit(shipped, body, people):
