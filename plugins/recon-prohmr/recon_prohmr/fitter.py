@@ -36,7 +36,7 @@ class LatentFitterConfig(Settings):
     prior_weight: float = Field(default=1.0, ge=0, description="of |z|^2 / 2, the negative log density")
     betas_weight: float = Field(default=1.0, ge=0, description="of |betas|^2 / 2")
     adapt: float = Field(
-        default=0.75,
+        default=0.65,
         ge=0,
         description="fit again with this share of the noise that a first fit finds in each person's 2D joints; below 1 "
         "the joints are followed more closely than the most probable body would; 0: no second fit",
