@@ -258,8 +258,18 @@ def steps(bench: Bench, people: int) -> None:
     print(f"{'':34s}" + "".join(f"{c:6d}" for c in counts))
     for name, (step, settled) in variants.items():
         with _variant(step, settled):
-            run = lambda n: levenberg_marquardt.minimise(problem.objective, problem.start, n, 0.0).energy  # noqa: E731
-            end = run(150)
+            second_order = settled > 0
+
+            def run(count: int) -> Tensor:
+                return levenberg_marquardt.minimise(
+                    problem.objective,
+                    problem.start,
+                    count,
+                    0.0,
+                    second_order,  # noqa: B023
+                ).energy
+
+            end = run(100)
             shares = [((run(c) - end) <= 1e-4 * end).float().mean() for c in counts]
         print(f"{name:34s}" + "".join(f"{share:6.0%}" for share in shares))
 

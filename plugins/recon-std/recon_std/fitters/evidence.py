@@ -34,7 +34,7 @@ def geman_mcclure(
     """
     if scale is None:
         return squared, torch.ones_like(squared)
-    shrink = scale**2 / (scale**2 + squared)
+    shrink = (squared / scale**2).add(1).reciprocal()
     return shrink * squared, shrink * shrink
 
 

@@ -50,7 +50,8 @@ def _jumps() -> Tensor:
 
 
 SUBTREES = _subtrees()
-_GENERATORS = skew(torch.eye(3)).flatten(1)
+_EYE = torch.eye(3)
+_GENERATORS = skew(_EYE).flatten(1)
 _JUMPS = _jumps()
 PARENT = torch.tensor([max(p, 0) for p in SMPL_PARENTS])
 
@@ -68,33 +69,39 @@ class Pose(Batched):
     charts: Float[Tensor, "N 24 3 3"]
 
 
-def rodrigues(squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sin(x)/x, (1 - cos x)/x^2, (x - sin x)/x^3 of x^2, by Taylor series near 0 where they lose digits."""
+def rodrigues(squared: Float[Tensor, "..."]) -> tuple[Tensor, Tensor, Tensor]:
+    """sin(x)/x, (1 - cos x)/x^2, (x - sin x)/x^3 of x^2; the last by its series near 0, where it loses digits."""
+    x = squared.clamp_min(1e-30).sqrt()
+    a = torch.sinc(x / torch.pi)
+    half = torch.sinc(x / (2 * torch.pi))
     small = squared < (1e-2 if squared.dtype == torch.float32 else 1e-4)
-    safe = torch.where(small, torch.ones_like(squared), squared)
-    x = safe.sqrt()
-    sine, cosine = x.sin(), x.cos()
-    s = squared
-    a = torch.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), sine / x)
-    b = torch.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), (1 - cosine) / safe)
-    c = torch.where(small, 1 / 6 - s / 120 * (1 - s / 42 * (1 - s / 72)), (x - sine) / (safe * x))
-    return a, b, c
+    series = torch.addcmul(_SIXTH.to(squared), squared, torch.add(_LINEAR.to(squared), squared, alpha=1 / 5040))
+    return a, half * half * 0.5, torch.where(small, series, (a - 1) / squared.masked_fill(small, 1.0).neg())
 
 
-def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
-    """Forward kinematics: exponential map, its left Jacobian, and the chain of rotations down the tree.
+_SIXTH, _LINEAR = torch.tensor(1 / 6, dtype=torch.float64), torch.tensor(-1 / 120, dtype=torch.float64)
 
-    The chain is a prefix product: after multiplying by the ancestor at distance 1, 2, 4 and 8 every joint holds
-    the product from the root (depth of the SMPL tree: 8).
+
+def turned(angles: Float[Tensor, "... 3"]) -> tuple[Float[Tensor, "... 3 3"], Float[Tensor, "... 3 3"]]:
+    """The exponential map of axis-angle numbers and its left Jacobian, in few operations: they are on the hot path.
+
+    With W the cross-product matrix of v: I + a W + b W^2 and I + b W + c W^2, a, b, c as in `rodrigues`.
     """
     squared = (angles * angles).sum(-1)[..., None, None]
     a, b, c = rodrigues(squared)
     cross = (angles @ _GENERATORS.to(angles)).unflatten(-1, (3, 3))
-    outer = angles[..., :, None] * angles[..., None, :]
-    eye = torch.eye(3, dtype=angles.dtype, device=angles.device)
-    local = (1 - b * squared) * eye + a * cross + b * outer
-    jacobian = (1 - c * squared) * eye + b * cross + c * outer
-    top = eye.expand(len(angles), 1, 3, 3)
+    square = angles[..., :, None] * angles[..., None, :] - squared * _EYE.to(angles)
+    return _EYE.to(angles) + a * cross + b * square, _EYE.to(angles) + b * cross + c * square
+
+
+def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
+    """Forward kinematics: rotations down the tree, and how each axis-angle number turns what hangs on it.
+
+    The chain is a prefix product: after multiplying by the ancestor at distance 1, 2, 4 and 8 every joint holds
+    the product from the root (depth of the SMPL tree: 8).
+    """
+    local, jacobian = turned(angles)
+    top = _EYE.to(angles).expand(len(angles), 1, 3, 3)
     chain = torch.cat([top, local, top], 1)
     for ancestor in _JUMPS.to(angles.device):
         chain = chain[:, ancestor] @ chain

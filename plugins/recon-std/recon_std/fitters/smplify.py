@@ -57,8 +57,11 @@ class SmplifySettings(FitSettings):
         default=5, ge=0, description="steps with three times the outlier scales, before those with the real ones"
     )
     iterations: int = Field(default=20, ge=1, description="most steps over pose, shape and place together")
+    second_order: bool = Field(
+        default=False, description="late steps use the kinematic second-order term: fewer of them, each dearer"
+    )
     tolerance: float = Field(
-        default=1e-3, gt=0, description="a fit has converged when a step lowers the energy by at most this part"
+        default=3e-3, gt=0, description="a fit has converged when a step lowers the energy by at most this part"
     )
 
     @property
@@ -106,6 +109,6 @@ class SmplifyFitter(Fitter):
         if trust.starts > 1:
             poses = drawn_poses(wide.priors, trust.starts - 1)
             start = best_start(wide, problem.objective, start, poses, c.tolerance)
-        first = minimise(wide, start, c.wide_iterations, c.tolerance)
-        found = minimise(problem.objective, first.variables, c.iterations, c.tolerance)
+        first = minimise(wide, start, c.wide_iterations, c.tolerance, c.second_order)
+        found = minimise(problem.objective, first.variables, c.iterations, c.tolerance, c.second_order)
         return problem.result(found.variables, first.iterations + found.iterations, found.converged)
