@@ -98,7 +98,7 @@ def test_one_of_many_is_one_alone(shipped, body, people, row):
     priors = {"prohmr": shipped.prior()}
     fits = LatentFitter().fit(seen, many.body, body, priors, many.context)
     fit = LatentFitter().fit(seen[row], one.body, body, priors, one.context)
-    # Rounding may end a fit a step earlier: the energy is then the same, joints that are hardly seen may differ a little.
+    # Rounding may end a fit a step earlier: the same energy, and joints that are hardly seen a little elsewhere.
     torch.testing.assert_close(fit.report.energy, fits.report.energy[row : row + 1], atol=0, rtol=2e-3)
     torch.testing.assert_close(fit.body.pose, fits.body.pose[row : row + 1], atol=3e-2, rtol=0)
 
