@@ -58,10 +58,10 @@ class SmplifySettings(FitSettings):
     )
     iterations: int = Field(default=20, ge=1, description="most steps over pose, shape and place together")
     second_order: bool = Field(
-        default=False, description="late steps use the kinematic second-order term: fewer of them, each dearer"
+        default=True, description="late steps use the kinematic second-order term: fewer of them, each dearer"
     )
     tolerance: float = Field(
-        default=3e-3, gt=0, description="a fit has converged when a step lowers the energy by at most this part"
+        default=1e-3, gt=0, description="a fit has converged when a step lowers the energy by at most this part"
     )
 
     @property
