@@ -125,7 +125,7 @@ class SPIN(Method):
             self._supervisor = Supervisor(
                 self.body_model,
                 smplify(smplify.Config(iterations=self.config.fit_iterations, camera_iterations=0)),
-                smplify(smplify.Config()),
+                smplify(smplify.Config(start="mean")),
                 priors,
                 self.config.reject,
                 self.config.in_loop,
