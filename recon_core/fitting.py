@@ -93,8 +93,7 @@ class FitStage:
             reports += result.reports
         if not any(reports):
             raise error
-        joined = {name: torch.cat([getattr(b, name) for b in bodies]) for name in ("pose", "betas", "translation")}
-        return Fitted(BodyParameters(**joined), reports)
+        return Fitted(BodyParameters.joined(bodies), reports)
 
 
 def choose_priors(
