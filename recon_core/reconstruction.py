@@ -220,5 +220,20 @@ def joint_spread_mm(body_model: BodyModel, samples: Samples, chunk: int = 4096) 
         or [flat.translation.new_zeros(0, len(SMPL24), 3)]
     )
     joints = joints.unflatten(0, (len(samples.pose), samples.count))
-    joints = joints - joints[:, :, :1]
-    return (joints - joints.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt() * 1000
+    return _spread_mm(joints - joints[:, :, :1])
+
+
+def vertex_spread_mm(body_model: BodyModel, samples: Samples, chunk: int = 64) -> Float[Tensor, "B V"]:
+    """`joint_spread_mm` of every vertex of the body: its standard deviation over the samples, relative to the pelvis,
+    millimetres. `chunk` bodies are skinned at a time."""
+    flat = samples.flat()
+    parts = []
+    for start in range(0, len(flat), chunk):
+        output = body_model(flat[slice(start, start + chunk)])
+        parts.append(output.vertices - output.joints[:, :1])
+    return _spread_mm(torch.cat(parts).unflatten(0, (len(samples.pose), samples.count)))
+
+
+def _spread_mm(points: Float[Tensor, "B N K 3"]) -> Float[Tensor, "B K"]:
+    """Root mean square distance from the mean over the N draws, metres in, millimetres out."""
+    return (points - points.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt() * 1000

@@ -94,6 +94,11 @@ def renderer_named(name: str) -> Renderer:
     return registry().create("renderer", name)
 
 
+def run_renderer(reconstruction: Reconstruction) -> Renderer:
+    """The renderer that the run was set to, for exporters that draw; "warp" where the settings name none."""
+    return renderer_named(reconstruction.settings.get("run", {}).get("renderer", "warp"))
+
+
 @contextmanager
 def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill, which is moved to `folder` when the block ends well and removed when it does not.
