@@ -25,11 +25,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_template_is_two_files_and_its_project_file():
-    files = {str(p.relative_to(TEMPLATE)) for p in TEMPLATE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert files == {"README.md", "pyproject.toml", "recon_template/__init__.py", "recon_template/method.py"}
-
-
 def test_its_method_is_listed_explained_and_runs_beside_a_broken_plugin(run_recon, installed, site, tmp_path):
     broken = installed("broken-pkg", {"broken_pkg.py": "raise RuntimeError('I am broken')"}, "broken_pkg")
     path = [site, broken]

@@ -1,0 +1,1 @@
+"""What every plugin has to pass, a file for packages, methods and the other parts each."""
