@@ -59,7 +59,10 @@ def _words(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 @click.option("--box", type=_BoxType(), help="Where the person is, in pixels; for every photo.")
 @click.option("--focal-px", type=float, metavar="F", help="Focal length in pixels.  [default: EXIF, or the diagonal]")
 @click.option("--renderer", metavar="NAME", help="Draws the overlay.  [default: warp]")
-@click.option("--format", "formats", metavar="NAMES", multiple=True, callback=_words, help="Also: obj,ply,bvh,gif,mp4,pictures")
+@click.option(
+    "--format", "formats", metavar="NAMES", multiple=True, callback=_words,
+    help="Also write: obj,ply,bvh,gif,mp4,pictures",
+)  # fmt: skip
 @click.option("--device", metavar="NAME", help="cpu, cuda, ...  [default: auto]")
 @click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
 @settings_options
