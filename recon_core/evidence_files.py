@@ -67,7 +67,7 @@ def read_surface(path: Path) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a {path.suffix[1:]} file that can be read ({error})") from None
+        raise InputError(f"{path}: not a readable {path.suffix.lower()} file ({error})") from None
     return torch.from_numpy(np.asarray(vertices, np.float32).reshape(-1, 3)) * _Y_DOWN, torch.from_numpy(faces)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,18 +96,25 @@ class FitStage:
         return Fitted(BodyParameters.joined(bodies), reports)
 
 
+_COVERS = {"body-pose": {"pose"}, "pose-6d": {"pose"}, "betas": {"shape"}, "body": {"pose", "shape"}}
+"""What of a body a prior speaks of, by its `over`. One over codes of its own speaks of the whole."""
+
+
 def choose_priors(
     names: Sequence[str] | None,
     fitter: type[Fitter],
-    running: Method,
+    running: Method | None,
     load_prior: Callable[[str], Prior],
     load_method: Callable[[str], Method],
+    provided: Set[str] = frozenset({"keypoints"}),
 ) -> tuple[dict[str, Prior], Method | None]:
     """The priors of a fit by name, and the method one of them was borrowed from.
 
     names: what the user asked for, each a registered prior or a method that brings one; None is the fitter's
-    `default_priors`. running: the run's method. Raises UsageError for a name that is neither, and for priors whose
-    contexts the run cannot provide.
+    `default_priors`. Of the defaults those stay that speak of a part of the body, pose or shape, which no named prior
+    speaks of: `--prior prohmr` replaces the priors over the pose, and a shape that nothing holds would run away.
+    running: the run's method. provided: what a context can be read from besides that method's inputs. Raises
+    UsageError for a name that is neither, and for priors whose contexts the run cannot provide.
     """
     priors: dict[str, Prior] = {}
     lender: Method | None = None
@@ -123,7 +130,7 @@ def choose_priors(
         prior = brings.prior()
         if prior is None:
             raise UsageError(f"--prior {name}: method '{name}' brings no prior")
-        if strange := sorted(brings.inputs - running.inputs - {"keypoints"}):
+        if strange := sorted(brings.inputs - provided - (frozenset() if running is None else running.inputs)):
             raise UsageError(
                 f"--prior {name}: its context is read from the {' and '.join(strange)}, which this run does not provide"
             )
@@ -132,6 +139,12 @@ def choose_priors(
         lender = None if brings is running else brings
     if len(lenders) > 1:
         raise UsageError(f"--prior: {' and '.join(lenders)} each need a context of their own; use one of them")
+    covered = set().union(*(_COVERS.get(prior.over, {"pose", "shape"}) for prior in priors.values()))
+    for name in fitter.default_priors:
+        if name in known and name not in priors and not covered >= {"pose", "shape"}:
+            prior = load_prior(name)
+            if not _COVERS.get(prior.over, {"pose", "shape"}) & covered:
+                priors[name] = prior
     return priors, lender
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +73,21 @@ def command(
     overlay.png and report.html.
     """
     path = Path(file)
+    if focal_px is not None and not 0 < focal_px < 1e9:
+        raise UsageError(f"--focal-px {focal_px:g}: give the focal length in pixels, a number above 0")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    from recon_core.fitting import choose_priors
     from recon_core.plugins import registry
 
     body_model = registry().create("body", body)
     part = registry().load("fitter", fitter)
     picture = _picture(path, photo, size)
     observation = _observe(path, picture, focal_px, kind, body_model, photo is None and size is None)
-    chosen, lender = _priors(priors or part.default_priors)
+    provided = frozenset() if observation.keypoints is None else frozenset({"keypoints"})
+    chosen, lender = choose_priors(
+        priors or None, part, None, lambda name: registry().create("prior", name), _lender, provided
+    )
     configuration.check({fitter})
     prediction = None if lender is None else lender.predict(observation)
     settings = configuration.settings(fitter, part.Config)
@@ -164,33 +170,14 @@ def _detector(path: Path) -> Any:
     return reader(reader.Config(path=str(path)))
 
 
-def _priors(names: Sequence[str]) -> tuple[dict[str, Prior], Method | None]:
-    """Priors by name, and the method whose prior is among them."""
+def _lender(name: str) -> Method:
+    """A method that brings a prior, with its trained weights."""
     from recon_core.assets import assets
-    from recon_core.errors import nearest
     from recon_core.plugins import registry
 
-    priors: dict[str, Prior] = {}
-    lender: Method | None = None
-    known, methods = registry().names("prior"), registry().names("method")
-    for name in names:
-        if name in known:
-            priors[name] = registry().create("prior", name)
-            continue
-        if name not in methods:
-            raise UsageError(f"--prior: unknown prior '{name}'{nearest(name, {*known, *methods})}")
-        if lender is not None:
-            raise UsageError(f"--prior {name}: another prior needs a context of its own already; use one of them")
-        found = registry().load("method", name)
-        if not found.inputs <= {"keypoints"}:
-            raise UsageError(f"--prior {name}: its context is read from a photo; use it in recon run --fitter")
-        body = registry().create("body", found.body or "free")
-        lender = found.from_assets(found.Config(), assets(), body).eval()
-        prior = lender.prior()
-        if prior is None:
-            raise UsageError(f"--prior {name}: method '{name}' brings no prior")
-        priors[name] = prior
-    return priors, lender
+    found = registry().load("method", name)
+    body = registry().create("body", found.body or "free")
+    return found.from_assets(found.Config(), assets(), body).eval()
 
 
 def _unposed(body: BodyModel, count: int) -> BodyParameters:

@@ -222,7 +222,9 @@ def test_priors_are_the_fitters_or_those_asked_for(photo: DrawPhoto, toy: Module
         (fit,) = [call for call in toy.CALLS if call.startswith("fit")]
         return fit
 
-    assert calls(method="toy-body", priors=["gmm"]) == "fit with gmm, context (1, 2)"
+    # gmm is over the pose: the fitter's own prior over the shape stays.
+    assert calls(method="toy-body", priors=["gmm"]) == "fit with gmm, flat, context (1, 2)"
+    assert calls(method="toy-body", priors=["shape"]) == "fit with shape, context (1, 2)"
     # A prior lent by a method comes with that method's context.
     assert calls(method="toy-body", priors=["toy-body", "flat"]) == "fit with toy-body, flat, context (1, 2)"
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
-import numpy as np
 import pytest
 import torch
 
-from recon_core.cli.main import main
 from recon_core.errors import EvidenceError, UsageError
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.interfaces import Prior
@@ -373,64 +370,3 @@ def test_priors_that_do_not_fit_are_refused(body, near, priors, photo):
         SmplifyFitter().fit(photo, dataclasses.replace(near, betas=near.betas[:, :8]), body, {"shape": ShapePrior()})
     with pytest.raises(UsageError, match="draws initial poses from a prior over the pose"):
         SmplifyFitter(SmplifySettings(starts=3)).fit(photo, near, body, {"shape": ShapePrior()})
-
-
-def _ply(path, vertices, faces) -> None:
-    rows = [" ".join(map(str, v)) for v in vertices.tolist()] + [" ".join(map(str, (3, *f))) for f in faces.tolist()]
-    path.write_text(
-        f"ply\nformat ascii 1.0\nelement vertex {len(vertices)}\nproperty float x\nproperty float y\n"
-        f"property float z\nelement face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
-        + "\n".join(rows)
-        + "\n"
-    )
-
-
-def _obj_vertices(path) -> torch.Tensor:
-    rows = [line.split()[1:4] for line in path.read_text().splitlines() if line.startswith("v ")]
-    return torch.tensor([[float(x) for x in row] for row in rows])
-
-
-def test_recon_fit_reads_every_kind_of_file(body, truth, photo, tmp_path, capsys):
-    joints = torch.cat([photo.keypoints.points, torch.ones(B, 25, 1)], -1)
-    people = [{"pose_keypoints_2d": row.flatten().tolist()} for row in joints[:2]]
-    (tmp_path / "people.json").write_text(json.dumps({"people": people}))
-    np.savez(tmp_path / "joints.npz", points=body.keypoints(truth, "coco17").numpy()[:1], skeleton="coco17")
-    mesh = body(truth).vertices[0] * torch.tensor([1.0, -1.0, -1.0])
-    _ply(tmp_path / "mesh.ply", mesh, body.faces)
-    out = str(tmp_path / "out")
-    quick = ["--set", "smplify.starts=2", "--set", "smplify.headings=4"]
-    assert main(["fit", str(tmp_path / "people.json"), "--size", "640x480", "-o", out, *quick]) == 0
-    assert main(["fit", str(tmp_path / "joints.npz"), "-o", out, *quick]) == 0
-    assert main(["fit", str(tmp_path / "mesh.ply"), "-o", out, *quick, "--json"]) == 0
-    assert '"reason": "converged"' in capsys.readouterr().out
-    result = json.loads((tmp_path / "out/people/result.json").read_text())
-    assert len(result["people"]) == 2
-    assert result["people"][0]["fit"]["reprojection_px"] < 10
-    # The written mesh lies where the given one does.
-    written = _obj_vertices(tmp_path / "out/mesh/person_0.obj")
-    assert (written - mesh).norm(dim=-1).mean() < 0.01
-
-
-EMPTY_PLY = (
-    "ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("people.json", "{}", "give --photo FILE or --size WIDTHxHEIGHT"),
-        ("joints.npz", "no zip", "not an .npz file of plain arrays"),
-        ("mesh.ply", "ply\nformat ascii 1.0\nelement vertex 3\n", "not a ply file that can be read"),
-        ("mesh.ply", EMPTY_PLY, "scan: it has no points"),
-        ("mesh.stl", "solid", "give .json, .npz, .ply or .obj"),
-    ],
-)
-def test_recon_fit_names_the_bad_file(tmp_path, capsys, name, content, message):
-    path = tmp_path / name
-    path.write_text(content)
-    assert main(["fit", str(path), "-o", str(tmp_path / "out")]) in (1, 2)
-    error = capsys.readouterr().err
-    assert name in error
-    assert message in error
-    assert not (tmp_path / "out").exists()
