@@ -20,6 +20,10 @@ from recon_std.synthetic.keypoints import KeypointSampler
 
 Backgrounds = Callable[[int, tuple[int, int], torch.Generator], Tensor]
 
+PICTURES_AT_ONCE = 4
+"""Pictures are drawn so many at a time: what is computed of more leaves the processor's cache, and with 32 the system
+takes longer to hand out the memory than the rest together."""
+
 
 class SceneConfig(Settings):
     """How pictures are drawn from people."""
@@ -165,20 +169,20 @@ class SceneSampler:
         picture = torch.arange(count).repeat_interleave(people)
         vertices = self.body(draw.body).vertices
         camera = self._camera(vertices[::people], draw)
-        mesh = Mesh(vertices, self.body.faces, self.body.uv, self.body.uv_faces, draw.textures)
-        scene = Scene((mesh,), picture, count)
-        fragments = self.renderer.rasterize(scene, camera)
-        shown = shade(scene, fragments, draw.light, draw.background)
-        instance, part = self._labels(fragments)
+        seen = [
+            self._pictures(vertices, camera, draw, slice(first, min(first + PICTURES_AT_ONCE, count)))
+            for first in range(0, count, PICTURES_AT_ONCE)
+        ]
+        image, instance, part, depth = (torch.cat(values) for values in zip(*seen, strict=True))
         joints = {name: self.body.keypoints(draw.body, name) for name in self.skeletons}
         own = camera[picture]
         joints2d = {name: own.project(points) for name, points in joints.items()}
         return RenderedPeople(
-            image=self._photographed(shown.image, draw),
-            mask=shown.mask.to(shown.image),
+            image=image,
+            mask=(instance >= 0).to(image)[:, None],
             instance=instance,
             part=part,
-            depth=fragments.depth,
+            depth=depth,
             camera=camera,
             body=draw.body,
             picture=picture,
@@ -188,15 +192,29 @@ class SceneSampler:
             joints2d=joints2d,
         )
 
-    def _labels(self, fragments: Fragments) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
-        """Person seen and part seen at each pixel; only the pixels that show somebody are worked on."""
+    def _pictures(
+        self, vertices: Float[Tensor, "R V 3"], camera: Camera, draw: Draw, rows: slice
+    ) -> tuple[Float[Tensor, "b 3 H W"], Int[Tensor, "b H W"], Int[Tensor, "b H W"], Float[Tensor, "b H W"]]:
+        """Image, person seen, part seen and depth of some of a draw's pictures."""
+        people = self.config.people
+        first, last = rows.start * people, rows.stop * people
+        mesh = Mesh(vertices[first:last], self.body.faces, self.body.uv, self.body.uv_faces, draw.textures[first:last])
+        count = rows.stop - rows.start
+        scene = Scene((mesh,), torch.arange(count).repeat_interleave(people), count)
+        fragments = self.renderer.rasterize(scene, camera[rows])
+        shown = shade(scene, fragments, draw.light[rows], draw.background[rows])
+        instance, part = self._labels(fragments, first)
+        return self._photographed(shown.image, draw, rows), instance, part, fragments.depth
+
+    def _labels(self, fragments: Fragments, first: int) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
+        """Person seen, counted from `first`, and part seen at each pixel that shows somebody."""
         shown = fragments.visible
         faces = len(self.body.faces)
         corner = shown.barycentrics.argmax(-1, keepdim=True)
         vertex = self.body.faces[shown.face % faces].gather(-1, corner)[..., 0]
         instance = torch.full(shown.size, -1)
         part = torch.zeros(shown.size, dtype=torch.int64)
-        instance.view(-1)[shown.index] = shown.face // faces
+        instance.view(-1)[shown.index] = shown.face // faces + first
         part.view(-1)[shown.index] = self.body.parts[vertex] + 1
         return instance, part
 
@@ -232,14 +250,14 @@ class SceneSampler:
         tint = 1 + 0.15 * torch.randn(count, 1, 3, generator=generator)
         return (lamp + sky) * tint
 
-    def _photographed(self, image: Float[Tensor, "B 3 H W"], draw: Draw) -> Float[Tensor, "B 3 H W"]:
+    def _photographed(self, image: Float[Tensor, "b 3 H W"], draw: Draw, rows: slice) -> Float[Tensor, "b 3 H W"]:
         """Softened edges and pixel noise, as a lens and a sensor give."""
-        share = draw.softness.reshape(-1, 1, 1, 1)
+        share = draw.softness[rows].reshape(-1, 1, 1, 1)
         image = torch.cat([image[..., :1], torch.lerp(image[..., 1:], image[..., :-1], share)], -1)
         image = torch.cat([image[..., :1, :], torch.lerp(image[..., 1:, :], image[..., :-1, :], share)], -2)
         # One field of noise, rolled anew for each picture: drawing 200,000 normal numbers costs more than rendering.
-        noise = torch.stack([self.noise.roll((dy, dx), (-2, -1)) for dy, dx in draw.noise_shift.tolist()])
-        return image.addcmul_(noise, draw.grain.reshape(-1, 1, 1, 1)).clamp_(0, 1)
+        noise = torch.stack([self.noise.roll((dy, dx), (-2, -1)) for dy, dx in draw.noise_shift[rows].tolist()])
+        return image.addcmul_(noise, draw.grain[rows].reshape(-1, 1, 1, 1)).clamp_(0, 1)
 
     def _visible(
         self, points: Float[Tensor, "R J 2"], instance: Int[Tensor, "B H W"], picture: Int[Tensor, " R"]
