@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from recon_core.images import Photo
     from recon_core.rendering import FaceProbabilities, Fragments, Picture, Scene, SoftSettings
 
-InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan"]
+InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan", "landmarks"]
 OutputKind = Literal["body", "mesh", "image"]
 
 
@@ -218,6 +218,14 @@ class Loss(nn.Module, ABC):
     def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
         """Named tensors in; `keys` of a loss are documented by it."""
 
+    def residuals(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> Float[Tensor, "B M"]:
+        """Residuals r for second-order fitters: with J their Jacobian, J^T r is the gradient of the loss and J^T J a
+        curvature of it. Robust penalties are given by reweighting: their weights count as constants.
+        """
+        from recon_core.errors import UsageError
+
+        raise UsageError(f"loss {type(self).__name__} gives no residuals: use it with --fitter adam")
+
 
 class Fitter(ABC):
     """(observation, initial, priors, losses) to the parameters that explain the observation.
@@ -331,6 +339,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.body_model = body_model
+
+    @classmethod
+    def body_for(cls, config: Settings) -> str | None:
+        """The body model these settings need: `body`, unless weights that they name were made for another one."""
+        return cls.body
 
     @classmethod
     def from_assets(cls, config: Settings, assets: Assets, body_model: BodyModel | None = None) -> Method:

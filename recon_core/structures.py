@@ -223,6 +223,26 @@ class BodyOutput(Batched):
 
 
 @dataclass(frozen=True)
+class Landmarks(Batched):
+    """Points of which it is known which vertex of a method's own mesh they show: markers, landmarks of a scan.
+
+    vertices: (L,) int64 rows of that mesh, the same for all subjects. points: (B, L, 3) metres. confidence: (B, L) in
+    [0, 1]; 0 means missing, and then the point is ignored whatever it holds. None is 1 for all.
+    """
+
+    vertices: Int[Tensor, " L"]
+    points: Float[Tensor, "B L 3"]
+    confidence: Float[Tensor, "B L"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Any) -> Landmarks:
+        # The rows of the mesh are shared by all subjects and are not sliced with them.
+        return dataclasses.replace(super().__getitem__(index), vertices=self.vertices)
+
+
+@dataclass(frozen=True)
 class Observation(Batched):
     """What was seen of B subjects. A method names in `inputs` which of these it reads; the rest may be None.
 
@@ -230,7 +250,8 @@ class Observation(Batched):
     image: (B, 3, h, w) crop of the subject, [0, 1]. to_crop: (B, 2, 3) affine map from full-image pixels to
     pixels of `image` and `mask`. mask: (B, 1, h, w) in [0, 1]. keypoints, keypoints3d: full-image pixels,
     metres. mesh: a mesh of the body's connectivity to explain. scan, scan_normals: (B, N, 3) surface points,
-    metres. subject: (B,) index of the subject shown: rows with the same number are views of one subject.
+    metres. landmarks: places of single vertices. subject: (B,) index of the subject shown: rows with the same number
+    are views of one subject.
     guide: a second observation of B rows that tells what the output should take from elsewhere (the pose to
     repose to, the picture whose clothing to wear).
     """
@@ -245,6 +266,7 @@ class Observation(Batched):
     mesh: Mesh | None = None
     scan: Float[Tensor, "B N 3"] | None = None
     scan_normals: Float[Tensor, "B N 3"] | None = None
+    landmarks: Landmarks | None = None
     subject: Int[Tensor, " B"] | None = None
     guide: Observation | None = None
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from recon_core.config import Configuration
     from recon_core.images import Photo
     from recon_core.interfaces import BodyModel, Fitter, Method, Prior
-    from recon_core.structures import BodyParameters, FitResult, Observation
+    from recon_core.structures import BodyParameters, Camera, FitResult, Observation
 
 _BLANK = (640, 480)
 """Size of the picture that stands for evidence in space, which has none."""
@@ -37,9 +37,12 @@ class _SizeType(click.ParamType):
 
 
 @click.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="[FILE]", required=False)
 @click.option("-o", "--output", default="out", show_default=True, metavar="FOLDER", help="The result is put in here.")
 @click.option("--fitter", default="smplify", show_default=True, metavar="NAME", help="How to fit.")
+@click.option("--method", metavar="NAME", help="A method that reads FILE, in place of a fitter: acap-vae.")
+@click.option("--register", metavar="FILE", help="A mesh of other connectivity to register the method's mesh to.")
+@click.option("--landmarks", metavar="FILE", help="json: pairs of the method's vertex, and vertex or place in FILE.")
 @click.option("--prior", "priors", metavar="NAME", multiple=True, help="Prior; several.  [default: the fitter's]")
 @click.option("--body", default="free", show_default=True, metavar="NAME", help="Body model.")
 @click.option("--photo", metavar="FILE", help="The photo that joints in pixels belong to.")
@@ -50,9 +53,12 @@ class _SizeType(click.ParamType):
 @settings_options
 @json_option
 def command(
-    file: str,
+    file: str | None,
     output: str,
     fitter: str,
+    method: str | None,
+    register: str | None,
+    landmarks: str | None,
     priors: tuple[str, ...],
     body: str,
     photo: str | None,
@@ -71,12 +77,41 @@ def command(
 
     The result is in out/FILE: result.json, result.npz, scene.glb, person_0.ply and .obj, and with a photo also
     overlay.png and report.html.
+
+    With --method the mesh is the method's own (object_0.ply). FILE may then be in centimetres or millimetres, and
+    --register FILE stands in its place for a mesh that the method's is to be registered to. docs/acap-uses.md.
     """
-    path = Path(file)
+    if file is not None and register is not None:
+        raise UsageError(f"--register {register}: stands in the place of FILE; leave {file} out")
+    if not (named := file or register or landmarks):
+        raise UsageError("give a FILE to fit to, or --register FILE, or for markers alone --landmarks FILE")
+    path = Path(named)
     if focal_px is not None and not 0 < focal_px < 1e9:
         raise UsageError(f"--focal-px {focal_px:g}: give the focal length in pixels, a number above 0")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if method is not None:
+        if priors:
+            raise UsageError(f"--prior: method '{method}' has its own; leave it out")
+        from recon_core.cli.fit_method import fit_by_method, observe_markers, observe_surface, report
+
+        picture, unit = _picture(path, photo, size), "metres"
+        camera = _camera(picture, focal_px)
+        if named == landmarks:
+            observation = observe_markers(path, camera)
+        elif path.suffix.lower() in (".ply", ".obj"):
+            observation, unit = observe_surface(path, camera, "mesh" if register else kind, landmarks)
+        else:
+            observation = _observe_joints(path, picture, camera, photo is None and size is None)
+        folder = Path(output) / path.stem
+        fits = fit_by_method(method, path, observation, picture, photo is not None, folder, overwrite, configuration)
+        if as_json:
+            print_json({"folder": str(folder), "unit": unit, "fits": fits})
+        else:
+            report(folder, fits, unit)
+        return
+    if register is not None or landmarks is not None:
+        raise UsageError("--register and --landmarks are for methods with a mesh of their own: add --method acap-vae")
     from recon_core.fitting import choose_priors
     from recon_core.plugins import registry
 
@@ -130,36 +165,49 @@ def _observe(
     path: Path, picture: Photo, focal_px: float | None, kind: str | None, body: BodyModel, unsized: bool
 ) -> Observation:
     """What the file shows, in the camera frame."""
-    import torch
-
-    from recon_core.evidence_files import read_joints, read_surface
-    from recon_core.geometry.cameras import default_focal
-    from recon_core.observe import observe
+    from recon_core.evidence_files import read_surface
     from recon_core.rendering.shading import vertex_normals
-    from recon_core.structures import Camera, Mesh, Observation
+    from recon_core.structures import Mesh, Observation
 
-    camera = Camera.perspective(focal_px or picture.focal_px or default_focal(picture.size), picture.size)
-    suffix = path.suffix.lower()
-    if kind is not None and suffix not in (".ply", ".obj"):
+    camera = _camera(picture, focal_px)
+    if kind is not None and path.suffix.lower() not in (".ply", ".obj"):
         raise UsageError(f"--as {kind}: {path} is neither .ply nor .obj")
-    if suffix == ".json":
-        if unsized:
-            raise UsageError(f"{path}: joints in pixels need their picture: give --photo FILE or --size WIDTHxHEIGHT")
-        detections = _detector(path).detect_photo(picture)
-        if not detections:
-            raise EvidenceError(f"{path}: nobody in it has a joint of confidence above 0")
-        return observe(picture, camera, detections, needed={"keypoints"})
-    if suffix == ".npz":
-        joints = read_joints(path)
-        return Observation(camera[torch.zeros(len(joints), dtype=torch.int64)], keypoints3d=joints)
-    if suffix not in (".ply", ".obj"):
-        raise InputError(f"{path}: not a file that can be fitted; give .json, .npz, .ply or .obj")
+    if path.suffix.lower() not in (".ply", ".obj"):
+        return _observe_joints(path, picture, camera, unsized)
     vertices, faces = read_surface(path)
     count = len(body(_unposed(body, 1)).vertices[0])
     if kind == "mesh" or (kind is None and len(vertices) == count):
         return Observation(camera, mesh=Mesh(vertices[None], body.faces))
     normals = vertex_normals(vertices, faces)[None] if len(faces) else None
     return Observation(camera, scan=vertices[None], scan_normals=normals)
+
+
+def _camera(picture: Photo, focal_px: float | None) -> Camera:
+    from recon_core.geometry.cameras import default_focal
+    from recon_core.structures import Camera
+
+    return Camera.perspective(focal_px or picture.focal_px or default_focal(picture.size), picture.size)
+
+
+def _observe_joints(path: Path, picture: Photo, camera: Camera, unsized: bool) -> Observation:
+    """Joints of a .json (pixels) or .npz (space)."""
+    import torch
+
+    from recon_core.evidence_files import read_joints
+    from recon_core.observe import observe
+    from recon_core.structures import Observation
+
+    if path.suffix.lower() == ".npz":
+        joints = read_joints(path)
+        return Observation(camera[torch.zeros(len(joints), dtype=torch.int64)], keypoints3d=joints)
+    if path.suffix.lower() != ".json":
+        raise InputError(f"{path}: not a file that can be fitted; give .json, .npz, .ply or .obj")
+    if unsized:
+        raise UsageError(f"{path}: joints in pixels need their picture: give --photo FILE or --size WIDTHxHEIGHT")
+    detections = _detector(path).detect_photo(picture)
+    if not detections:
+        raise EvidenceError(f"{path}: nobody in it has a joint of confidence above 0")
+    return observe(picture, camera, detections, needed={"keypoints"})
 
 
 def _detector(path: Path) -> Any:
