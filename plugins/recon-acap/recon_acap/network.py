@@ -18,12 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recon_acap.features import AcapCodec
+from recon_acap.features import AcapCodec, FeatureScaling
 from recon_core.errors import AssetError
 from recon_core.interfaces import Settings
 
-SCALED_LIMIT = 0.95
 FEATURE_DIMS = 9
+
+
+Variant = Literal["hierarchical", "baseline", "meshvae"]
 
 
 class EmbeddingConfig(Settings):
@@ -31,7 +33,7 @@ class EmbeddingConfig(Settings):
 
     vertices: int
     parts: int = 16
-    variant: Literal["hierarchical", "baseline", "meshvae"] = "hierarchical"
+    variant: Variant = "hierarchical"
     """hierarchical: the paper's. baseline: without the base path. meshvae: without it, and shape and pose codes
     enter one perceptron as one code (Tan et al., CVPR 2018), so that nothing is disentangled."""
     shape_dims: int = 50
@@ -67,20 +69,10 @@ class Decoded(NamedTuple):
     parts: Float[Tensor, "B K 9"] | None
 
 
-def scaled(values: Float[Tensor, "B N 9"], bounds: Float[Tensor, "2 N9"]) -> Float[Tensor, "B N 9"]:
-    """Features to [-0.95, 0.95], each number by its own bounds (row 0 largest, row 1 smallest of the training set).
-
-    A number that never changes (equal bounds) becomes -0.95.
-    """
-    high, low = bounds.view(2, *values.shape[1:])
-    span = torch.where(high > low, high - low, 1)
-    return (values - low) / span * (2 * SCALED_LIMIT) - SCALED_LIMIT
-
-
-def unscaled(values: Float[Tensor, "B N 9"], bounds: Float[Tensor, "2 N9"]) -> Float[Tensor, "B N 9"]:
-    """The inverse of `scaled`."""
-    high, low = bounds.view(2, *values.shape[1:])
-    return (values + SCALED_LIMIT) / (2 * SCALED_LIMIT) * (high - low) + low
+def scaling(bounds: Float[Tensor, "2 N9"]) -> FeatureScaling:
+    """The scaling to [-0.95, 0.95] by each number's largest (row 0) and smallest value in the training set."""
+    high, low = bounds.unflatten(1, (-1, FEATURE_DIMS))
+    return FeatureScaling(high, low)
 
 
 def perceptron(*sizes: int) -> nn.Sequential:
@@ -148,7 +140,7 @@ class CodePath(nn.Module):
 class Decoder(nn.Module):
     """Codes to features: base path W(C(e_s, e_p)) plus difference path D(e_s, e_p) (equation 7).
 
-    bounds: (2, V*9) and part_bounds (2, K*9) largest and smallest value of every feature, as `scaled` takes them.
+    bounds: (2, V*9) and part_bounds (2, K*9) largest and smallest value of every feature, as `scaling` takes them.
     """
 
     bounds: Float[Tensor, "2 V9"]
@@ -178,8 +170,8 @@ class Decoder(nn.Module):
         if self.config.variant != "hierarchical":
             return Decoded(difference, None)
         parts = self.coarse(shape, pose)
-        base = self.skinning(unscaled(parts, self.part_bounds))
-        return Decoded(scaled(base, self.bounds) + difference, parts)
+        base = self.skinning(scaling(self.part_bounds).unscale(parts))
+        return Decoded(scaling(self.bounds).scale(base) + difference, parts)
 
 
 class Encoder(nn.Module):
@@ -247,13 +239,11 @@ class BodyEmbedding(nn.Module):
         """Posteriors of the codes of ACAP features. Raises AssetError where the weights came without an encoder."""
         if self.encoder is None:
             raise AssetError("these weights have no encoder: fit the codes to the mesh instead (recon fit)")
-        return self.encoder(scaled(features, self.decoder.bounds))
+        return self.encoder(scaling(self.decoder.bounds).scale(features))
 
-    def decode(
-        self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None
-    ) -> Float[Tensor, "B V 9"]:
+    def decode(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None) -> Float[Tensor, "B V 9"]:
         """ACAP features of bodies of these codes; without `pose`, of their neutral bodies."""
-        return unscaled(self.decoder(shape, pose).features, self.decoder.bounds)
+        return scaling(self.decoder.bounds).unscale(self.decoder(shape, pose).features)
 
     def decode_parts(
         self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None
@@ -264,11 +254,10 @@ class BodyEmbedding(nn.Module):
         """
         if self.config.variant != "hierarchical":
             raise AssetError(f"the {self.config.variant} network has no base path, hence no part features")
-        return unscaled(self.decoder.coarse(shape, self.decoder.pose_or_zero(shape, pose)), self.decoder.part_bounds)
+        parts = self.decoder.coarse(shape, self.decoder.pose_or_zero(shape, pose))
+        return scaling(self.decoder.part_bounds).unscale(parts)
 
-    def vertices(
-        self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None
-    ) -> Float[Tensor, "B V 3"]:
+    def vertices(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None) -> Float[Tensor, "B V 3"]:
         """Vertices of bodies of these codes, metres, the body frame of the reference, their mean in its mean."""
         points = self.codec.reconstruct(self.decode(shape, pose))
         return points - points.mean(1, keepdim=True) + self.reference.mean(0)
@@ -283,17 +272,17 @@ def encoder_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}-encoder{path.suffix}")
 
 
-def save_embedding(embedding: BodyEmbedding, path: Path) -> None:
+def save_embedding(embedding: BodyEmbedding, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Decoder and template in `path`, the encoder, where there is one, in `encoder_file(path)`.
 
-    Learnt numbers as float16; bounds and the reference as float32.
+    dtype: of the learnt numbers; bounds and the reference are float32.
     """
     learnt = {name for name, _ in embedding.named_parameters()}
     mask = torch.zeros(embedding.config.parts, embedding.config.vertices, dtype=torch.bool)
     if embedding.config.variant == "hierarchical":
         mask[embedding.decoder.skinning.part.cpu(), embedding.decoder.skinning.vertex.cpu()] = True
     stored = {
-        name: (value.half() if name in learnt else value).contiguous().cpu()
+        name: (value.to(dtype) if name in learnt else value).contiguous().cpu()
         for name, value in embedding.state_dict().items()
     } | {"mask": mask}
     metadata = {"kind": _KIND, "network": embedding.config.model_dump_json()}
