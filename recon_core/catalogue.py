@@ -67,11 +67,15 @@ class FromPip:
 
 @dataclass(frozen=True, kw_only=True)
 class ByUser:
-    """The file cannot be fetched for the user (gated, or of unknown name): where its owner gives it out."""
+    """The file cannot be fetched for the user (gated, or of unknown name): where its owner gives it out.
+
+    kept: the name of the file that an importer makes of it; empty where it is kept as it is.
+    """
 
     via: Literal["user"] = "user"
     page: str
     filename: str
+    kept: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -268,7 +268,8 @@ class Pipeline:
         return name
 
     def _body(self, method: type[Method]) -> BodyModel | None:
-        name = self.settings.body or method.body or ("free" if "body" in method.outputs else None)
+        needed = method.body_for(self._config(self.settings.method, method.Config))
+        name = self.settings.body or needed or ("free" if "body" in method.outputs else None)
         return None if name is None else self._class("body", name)().to(self.device)
 
     def _detector(self) -> Detector | None:

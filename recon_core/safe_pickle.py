@@ -22,7 +22,7 @@ MAX_ELEMENTS = 1 << 28
 """Largest array that is rebuilt (2 GB of doubles); the largest of any body file is far below."""
 
 
-class _Inert:
+class Inert:
     """Takes any state and does nothing with it. A file may make one without calling `__init__`."""
 
     arguments: tuple[Any, ...] = ()
@@ -35,19 +35,19 @@ class _Inert:
         self.state = state
 
 
-class _Array(_Inert):
+class _Array(Inert):
     """numpy.ndarray: its state is (version, shape, dtype, Fortran order, bytes or list of objects)."""
 
 
-class _Dtype(_Inert):
+class _Dtype(Inert):
     """numpy.dtype: made of its code ("f8"); its state holds the byte order second."""
 
 
-class _Scalar(_Inert):
+class _Scalar(Inert):
     """A numpy scalar: made of its dtype and bytes."""
 
 
-class _Sparse(_Inert):
+class _Sparse(Inert):
     """A scipy.sparse matrix in compressed rows, columns, or coordinates."""
 
     layout: ClassVar[str]
@@ -65,7 +65,7 @@ class _Coordinates(_Sparse):
     layout = "coo"
 
 
-class _Chumpy(_Inert):
+class _Chumpy(Inert):
     """A chumpy object: its state is a dict of attributes; `x` is the array of a plain one."""
 
 
@@ -73,11 +73,15 @@ class _ChumpySelect(_Chumpy):
     """chumpy.reordering.Select: elements `idxs` of the flattened `a`, in shape `preferred_shape`."""
 
 
-class _Object(_Inert):
+class _Object(Inert):
     """`object`, which pickles name as a base class."""
 
 
-class _Function:
+class Foreign(Inert):
+    """What the reader of another format rebuilds by itself: `plain` leaves it as it is."""
+
+
+class Function:
     """A function that a file may call but, unlike a plain one, not set attributes of."""
 
     __slots__ = ("_call",)
@@ -96,13 +100,13 @@ class _Function:
         raise pickle.UnpicklingError("it changes a function")
 
 
-@_Function
+@Function
 def _new_array(*_: Any) -> _Array:
     """numpy's _reconstruct(ndarray, (0,), b"b"): an empty array that gets its state later."""
     return _Array()
 
 
-@_Function
+@Function
 def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     """numpy's _frombuffer, by which protocol 5 writes arrays."""
     made = _Array()
@@ -110,7 +114,7 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     return made
 
 
-@_Function
+@Function
 def _no_bytes(*arguments: Any) -> bytes:
     """How old protocols write b""."""
     if arguments:
@@ -118,15 +122,15 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-@_Function
+@Function
 def _new_instance(kind: Any, *_: Any) -> Any:
     """copyreg's _reconstructor(kind, object, None)."""
-    if not (isinstance(kind, type) and issubclass(kind, _Inert)):
+    if not (isinstance(kind, type) and issubclass(kind, Inert)):
         raise pickle.UnpicklingError("it makes an object of no known kind")
     return kind()
 
 
-@_Function
+@Function
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """How Python 3 writes bytes into old protocols: text to be encoded as latin1."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -154,10 +158,12 @@ _PLAIN_NAMES: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
 }
 for _module in ("builtins", "__builtin__"):
-    _PLAIN_NAMES |= {(_module, "object"): _Object, (_module, "bytes"): _no_bytes, (_module, "set"): _Inert}
+    _PLAIN_NAMES |= {(_module, "object"): _Object, (_module, "bytes"): _no_bytes, (_module, "set"): Inert}
 
 
-class _Unpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
+    """Looks up names in the tables above, and refuses any other with an AssetError."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN_NAMES:
             return _PLAIN_NAMES[module, name]
@@ -183,10 +189,10 @@ def load_arrays(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             # latin1: Python 2 kept bytes in text, which this reads one to one.
-            content = _Unpickler(file, encoding="latin1").load()
+            content = ArrayUnpickler(file, encoding="latin1").load()
         if not isinstance(content, dict):
             raise AssetError(f"holds a {type(content).__name__}, not a dictionary of arrays")
-        return {_text(key): _plain(value) for key, value in content.items()}
+        return {_text(key): plain(value) for key, value in content.items()}
     except AssetError as error:
         raise AssetError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -202,10 +208,12 @@ def _text(key: Any) -> str:
     return key.decode("latin1") if isinstance(key, bytes) else str(key)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """What the stand-ins stood for, as arrays and builtin values."""
     if depth > 50:
         raise ValueError("nested too deeply")
+    if isinstance(value, Foreign):
+        return value
     if isinstance(value, _Array):
         return _array(value, depth)
     if isinstance(value, _Scalar):
@@ -216,9 +224,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, _Chumpy):
         return _chumpy_array(value, depth)
     if isinstance(value, dict):
-        return {_text(k): _plain(v, depth + 1) for k, v in value.items()}
+        return {_text(k): plain(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(v, depth + 1) for v in value)
+        return type(value)(plain(v, depth + 1) for v in value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return value
     return None  # a set, a class or a stray stand-in: nothing a file of arrays is read for
@@ -245,7 +253,7 @@ def _array(value: _Array, depth: int) -> np.ndarray | list[Any]:
     dtype = _dtype(kind)
     count = _checked_size(shape)
     if dtype.hasobject:
-        return [_plain(v, depth + 1) for v in data]
+        return [plain(v, depth + 1) for v in data]
     raw = _bytes(data)
     if len(raw) != count * dtype.itemsize:
         raise ValueError(f"array of shape {shape} with {len(raw)} bytes")
@@ -264,7 +272,7 @@ def _checked_size(shape: tuple[int, ...]) -> int:
 
 
 def _dense(value: _Sparse, depth: int) -> np.ndarray:
-    state = {key.lstrip("_"): _plain(v, depth + 1) for key, v in value.state.items()}
+    state = {key.lstrip("_"): plain(v, depth + 1) for key, v in value.state.items()}
     rows, columns = (int(n) for n in state["shape"])
     _checked_size((rows, columns))
     data = np.asarray(state["data"])
@@ -282,9 +290,9 @@ def _dense(value: _Sparse, depth: int) -> np.ndarray:
 def _chumpy_array(value: _Chumpy, depth: int) -> Any:
     state = value.state if isinstance(value.state, dict) else {}
     if isinstance(value, _ChumpySelect):
-        source = np.asarray(_plain(state["a"], depth + 1))
-        index = np.asarray(_plain(state["idxs"], depth + 1), np.int64)
-        return source.ravel()[index].reshape([int(n) for n in _plain(state["preferred_shape"], depth + 1)])
+        source = np.asarray(plain(state["a"], depth + 1))
+        index = np.asarray(plain(state["idxs"], depth + 1), np.int64)
+        return source.ravel()[index].reshape([int(n) for n in plain(state["preferred_shape"], depth + 1)])
     if "x" in state:
-        return _plain(state["x"], depth + 1)
+        return plain(state["x"], depth + 1)
     raise AssetError("holds a chumpy object that is computed from others; save it as plain arrays first")

