@@ -46,7 +46,7 @@ $(BENCHES): bench-%: setup
 	$(BIN)/python benchmarks/bench_$*.py
 
 docs: $(VENV)/.ready-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,3 +58,31 @@ def installed(tmp_path: Path) -> Callable[..., Path]:
         return site
 
     return install
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """newcomer("recon", "run", ...): a program in a new virtual environment, which sees this one's packages.
+
+    `pip install` installs from disk alone. newcomer.folder is where programs run.
+    """
+    folder = tmp_path_factory.mktemp("newcomer")
+    venv.create(folder / "env", with_pip=False)
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
+    python = folder / "env/bin/python"
+
+    def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command: list[object] = [python, "-m", program, *arguments]
+        if program == "recon":
+            command = [python, "-m", "recon_core.cli", *arguments]
+        elif program == "pip":
+            here = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+            command = [sys.executable, "-m", "pip", "--python", python, *arguments, *here]
+        return subprocess.run(
+            [*map(str, command)], cwd=folder, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    call.folder = folder  # type: ignore[attr-defined]
+    return call

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -33,36 +29,15 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Call:
-    """environment("recon", "run", ...): a program of a virtual environment that sees this one's packages."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    venv.create(folder / "env", with_pip=False)
-    (site,) = (folder / "env").glob("lib/python*/site-packages")
-    (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-    python = folder / "env/bin/python"
-
-    def call(program: str, *arguments: object, cwd: Path = folder) -> subprocess.CompletedProcess[str]:
-        start = {"pip": [sys.executable, "-m", "pip", "--python", python], "recon": [python, "-m", "recon_core.cli"]}
-        command = start.get(program, [python, "-m", program])
-        environ = os.environ | {"COLUMNS": "200"}
-        return subprocess.run(
-            [*map(str, (*command, *arguments))], cwd=cwd, env=environ, capture_output=True, text=True, check=False
-        )
-
-    call.folder = folder  # type: ignore[attr-defined]
-    return call
-
-
-@pytest.fixture(scope="module")
-def written(environment: Call) -> Path:
+def written(newcomer: Call) -> Path:
     """A package of each kind, by the command line, installed by `pip install -e`."""
-    folder: Path = environment.folder  # type: ignore[attr-defined]
+    folder: Path = newcomer.folder  # type: ignore[attr-defined]
     for kind in KINDS:
-        done = environment("recon", "new", "plugin", f"my-{kind}", "--kind", kind)
+        done = newcomer("recon", "new", "plugin", f"my-{kind}", "--kind", kind)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"pip install -e my-{kind}" in done.stdout
     folders = [argument for kind in KINDS for argument in ("-e", f"./my-{kind}")]
-    done = environment("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", *folders)
+    done = newcomer("pip", "install", *folders)
     assert done.returncode == 0, done.stderr
     pixels = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
@@ -70,12 +45,12 @@ def written(environment: Call) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(environment: Call, written: Path) -> Callable[..., dict]:
+def run(newcomer: Call, written: Path) -> Callable[..., dict]:
     """run("body", "--method", ...): result.json of the photo, by the command line. Each name is run once."""
 
     @cache
     def result(name: str, *arguments: str) -> dict:
-        done = environment("recon", "run", "photo.png", "-o", name, *arguments)
+        done = newcomer("recon", "run", "photo.png", "-o", name, *arguments)
         assert done.returncode == 0, done.stderr
         return json.loads((written / name / "photo/result.json").read_text())
 
@@ -112,10 +87,10 @@ def test_its_fitter_moves_a_body_onto_the_joints_as_written(run, written):
     assert after - before == pytest.approx(20, abs=1)
 
 
-def test_its_own_tests_and_those_of_every_plugin_pass(environment, written):
+def test_its_own_tests_and_those_of_every_plugin_pass(newcomer, written):
     chosen = [word for kind in KINDS for word in ("--recon-plugin", f"my_{kind}")]
     tests = [f"my-{kind}/tests" for kind in KINDS]
-    done = environment("pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *tests, *chosen)
+    done = newcomer("pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *tests, *chosen)
     assert done.returncode == 0, done.stdout[-3000:]
     # Four of their own; for each package two, and for its part from five on.
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= len(KINDS) * (1 + 2 + 5)
