@@ -5,10 +5,11 @@ angle about the opposite axis, which is the same vector). `Consistency` chooses 
 
     sum over links (i, j) of |r_i - r_j|^2,   r_i = (angle_i + 2 pi m_i) axis_i
 
-is small: first along a spanning tree, each vertex as near to its parent as can be. If then no link would gain by a
-turn at either end, each link's term is at its least, and so is the sum. Where links still would (around folds, where
-neighbours differ by half a turn), single vertices and then whole islands between such links are turned for as long as
-the sum falls. The roots of the tree keep an angle of at most pi: meshes are best aligned with the reference first.
+is small: first along a breadth-first tree, each vertex as near to its parent as can be. If then no link would gain by a
+turn at either end, each link's term is at its least, and so is the sum. Meshes with such links (around folds, where
+neighbours differ by half a turn) are done again along the minimum spanning tree of their own differences, which crosses
+folds last, and then single vertices are turned for as long as the sum falls: the heuristic, for these meshes only.
+The roots of the tree keep an angle of at most pi: meshes are best aligned with the reference first.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
 from recon_acap.features.connectivity import Connectivity
 
 TURN = 2 * math.pi
 ROUNDS = 30
-"""Most rounds of turning vertices, and of turning islands; they end as soon as nothing is gained."""
+"""Most rounds of turning vertices; they end as soon as nothing is gained."""
 
 
 class Consistency:
@@ -46,7 +47,7 @@ class Consistency:
         phase, axis = tables.along_tree(angle.T, axis.transpose(0, 1))
         strained = tables.strained(phase, axis).any(0).nonzero().squeeze(1)
         if len(strained):
-            phase[:, strained] = tables.repaired(angle.T[:, strained], phase[:, strained], axis[:, strained])
+            phase[:, strained] = tables.repaired(angle.T[:, strained], axis[:, strained])
         return (axis * phase[..., None]).transpose(0, 1)
 
     def strained(self, vectors: Float[Tensor, "B V 3"]) -> Bool[Tensor, "B L"]:
@@ -117,18 +118,43 @@ class _Tables:
             out[link, mesh] = gap > math.pi * (1 + 1e-5)
         return out
 
-    def repaired(
-        self, angle: Float[Tensor, "V B"], phase: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]
-    ) -> Float[Tensor, "V B"]:
-        """The phases after turning vertices, then islands, then vertices again, while the sum of squares falls."""
-        phase = self._turn_vertices(angle, phase, axis)
-        turned = self._turn_islands(phase, axis)
-        return phase if turned is phase else self._turn_vertices(angle, turned, axis)
+    def repaired(self, angle: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]) -> Float[Tensor, "V B"]:
+        """Phases along the tree that crosses folds last, then vertices turned while the sum of squares falls."""
+        return self._turn_vertices(angle, self._along_smoothest(angle, axis), axis)
+
+    def _along_smoothest(self, angle: Tensor, axis: Tensor) -> Float[Tensor, "V B"]:
+        """Follow each mesh's own minimum spanning tree, whose links join the rotations nearest to each other."""
+        q = torch.cat([(angle / 2).cos()[..., None], (angle / 2).sin()[..., None] * axis], -1)
+        one, two = self.links.T
+        # A link of weight 0 would be none to scipy.
+        apart = 1 - (q[one] * q[two]).sum(-1).abs() + 1e-6
+        parent = torch.from_numpy(self._spanning_trees(apart.cpu().numpy())).to(self.device)
+        flat, axes = angle.reshape(-1), axis.reshape(-1, 3)
+        sign = torch.where((axes * axes[parent]).sum(-1) < 0, -1.0, 1.0).to(flat)
+        turns = ((sign * flat[parent] - flat) / TURN).round()
+        # turns_i = sign_i turns_parent + step_i is followed up the tree by as many links each time as so far.
+        while (parent != parent[parent]).any():
+            turns = sign * turns[parent] + turns
+            sign, parent = sign * sign[parent], parent[parent]
+        return (flat + TURN * turns).view_as(angle)
+
+    def _spanning_trees(self, weight: np.ndarray) -> np.ndarray:
+        """Parents in the minimum spanning trees of B meshes, by place in (V, B); a root is its own. weight: (L, B)."""
+        meshes, vertices = weight.shape[1], len(self.order)
+        ends = self.links.cpu().numpy()[:, None] * meshes + np.arange(meshes)[:, None]
+        roots = self.order[: self.ends[0]].cpu().numpy()[:, None] * meshes + np.arange(meshes)
+        count = vertices * meshes
+        # One more node joins the roots, so that one tree spans all meshes.
+        row = np.concatenate([ends[..., 0].reshape(-1), roots.reshape(-1)])
+        column = np.concatenate([ends[..., 1].reshape(-1), np.full(roots.size, count)])
+        values = np.concatenate([weight.reshape(-1), np.full(roots.size, 1e-9)])
+        tree = minimum_spanning_tree(coo_matrix((values, (row, column)), (count + 1, count + 1)))
+        parent = breadth_first_order(tree, count, directed=False)[1][:count]
+        return np.where(parent == count, np.arange(count), parent).astype(np.int64)
 
     def _turn_vertices(self, angle: Tensor, phase: Tensor, axis: Tensor) -> Float[Tensor, "V B"]:
         table, present = self.neighbours
         present = present.to(phase)
-        phase = phase.clone()
         for _ in range(ROUNDS):
             link, mesh = self.strained(phase, axis).nonzero().T
             key = (self.links[link] * phase.shape[1] + mesh[:, None]).unique()
@@ -150,68 +176,3 @@ class _Tables:
                 break
             phase[vertex[move], mesh[move]] = wanted[move]
         return phase
-
-    def _turn_islands(self, phase: Tensor, axis: Tensor) -> Float[Tensor, "V B"]:
-        """Turn whole islands, regions that only strained links join to the rest of their mesh, one a mesh at a time."""
-        label, count = self._islands(~self.strained(phase, axis))
-        meshes = phase.shape[1]
-        if count == meshes * self._pieces:
-            return phase
-        size = torch.bincount(label.reshape(-1), minlength=count)
-        mesh_of = torch.zeros(count, dtype=torch.int64, device=self.device)
-        mesh_of[label] = torch.arange(meshes, device=self.device).expand_as(label)
-        largest = (
-            size
-            == torch.zeros(meshes, dtype=size.dtype, device=self.device).scatter_reduce(0, mesh_of, size, "amax")[
-                mesh_of
-            ]
-        )
-        sign = self._orientation(axis)
-        one, two = self.links.T
-        inside = label[one] == label[two]
-        for _ in range(ROUNDS):
-            gains, vector = [], axis * phase[..., None]
-            distance = _squared(vector[one], vector[two])
-            for step in (TURN, -TURN):
-                moved = vector + step * sign[..., None] * axis
-                both = torch.where(inside, _squared(moved[one], moved[two]) - distance, 0)
-                first = torch.where(inside, both, _squared(moved[one], vector[two]) - distance)
-                second = torch.where(inside, 0, _squared(vector[one], moved[two]) - distance)
-                change = torch.zeros(count, dtype=phase.dtype, device=self.device)
-                change.index_add_(0, label[one].reshape(-1), first.reshape(-1))
-                change.index_add_(0, label[two].reshape(-1), second.reshape(-1))
-                gains.append(torch.where(largest, 0, -change))
-            gain, direction = torch.stack(gains).max(0)
-            best = torch.zeros_like(phase[0]).scatter_reduce(0, mesh_of, gain, "amax")
-            chosen = (gain == best[mesh_of]) & (gain > 1e-6)
-            if not chosen.any():
-                break
-            step = torch.where(chosen, TURN * (1 - 2 * direction), 0.0).to(phase)
-            phase = phase + step[label] * sign
-        return phase
-
-    def _islands(self, calm: Bool[Tensor, "L B"]) -> tuple[Int[Tensor, "V B"], int]:
-        meshes, vertices = calm.shape[1], len(self.order)
-        link, mesh = calm.nonzero().cpu().numpy().T
-        ends = self.links.cpu().numpy()[link] * meshes + mesh[:, None]
-        nodes = vertices * meshes
-        graph = coo_matrix((np.ones(len(ends), dtype=np.int8), tuple(ends.T)), (nodes, nodes))
-        count, label = connected_components(graph, directed=False)
-        return torch.from_numpy(label.astype(np.int64)).view(vertices, meshes).to(self.device), count
-
-    @property
-    def _pieces(self) -> int:
-        return 1 if self.connectivity.bridged else self.connectivity.pieces
-
-    def _orientation(self, axis: Float[Tensor, "V B 3"]) -> Float[Tensor, "V B"]:
-        """+1 or -1: which way a vertex's axis points as against the root's, followed along the tree."""
-        axis = axis[self.order]
-        sign = torch.where((axis * axis[self.parent]).sum(-1) < 0, -1.0, 1.0).to(axis)
-        sign[: self.ends[0]] = 1
-        for start, end in zip(self.ends[:-1], self.ends[1:], strict=True):
-            sign[start:end] *= sign[self.parent[start:end]]
-        return sign[self.place]
-
-
-def _squared(a: Float[Tensor, "L B 3"], b: Float[Tensor, "L B 3"]) -> Float[Tensor, "L B"]:
-    return (a - b).square().sum(-1)

@@ -41,7 +41,8 @@ def _csr(matrix: scipy.sparse.csr_matrix, device: torch.device, dtype: torch.dty
     parts = (torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices), torch.from_numpy(matrix.data).to(dtype))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*parts, size=matrix.shape, device=device, check_invariants=True)
+        with torch.sparse.check_sparse_tensor_invariants():
+            return torch.sparse_csr_tensor(*parts, size=matrix.shape, device=device)
 
 
 class _Product(torch.autograd.Function):
