@@ -201,8 +201,10 @@ class Prior(nn.Module, ABC):
 
     def quadratic(
         self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"], Float[Tensor, "B D D"]]:
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"], Float[Tensor, "B D D"] | Float[Tensor, "B D"]]:
         """Energy, its gradient, and a positive semi-definite curvature at `values`, for second-order fitters.
+
+        The curvature may be (B, D) where it is diagonal.
 
         The energy is -log_prob up to a constant, or what the prior documents in its place.
         """

@@ -194,6 +194,22 @@ def test_a_scan(
     assert gap.mean() < 0.02
 
 
+def test_a_registered_loss_joins_the_energy(
+    recon: Callable[..., Any], tmp_path: Path, body: Any, truth: BodyParameters
+) -> None:
+    np.savez(tmp_path / "joints.npz", points=body.keypoints(truth, "coco17").numpy(), skeleton="coco17")
+    options = ("-o", tmp_path / "out", *QUICK[:4])
+    loss = ("--set", "smplify.losses.keypoints3d={weight = 10, penalty = 'l2'}", "--set", "smplify.losses.vertices=1")
+    ran = recon("fit", tmp_path / "joints.npz", *options, *loss)
+    assert "loss 'vertices' compares with 'vertices', which the evidence does not hold" in ran.line
+    assert recon("fit", tmp_path / "joints.npz", *options, *loss[:2]).code == 0
+    fit = fit_of(tmp_path / "out/joints")
+    assert fit["terms"]["loss.keypoints3d"] > 0
+    assert fit["energy"] == pytest.approx(sum(fit["terms"].values()), rel=1e-4)
+    ran = recon("fit", tmp_path / "joints.npz", *options, "--set", "smplify.losses.iou=1")
+    assert "smplify.losses.iou: smplify steps by residuals, which this loss does not give" in ran.line
+
+
 def test_adam(recon: Callable[..., Any], tmp_path: Path, pixels: Callable[[str], np.ndarray]) -> None:
     file = openpose(tmp_path / "people.json", pixels("openpose25"))
     settings = ("--set", "adam.skinned=false", "--set", "adam.steps=20", "--set", "adam.camera_steps=10")

@@ -107,13 +107,16 @@ class PriorTerm:
 
     def quadratic(
         self, variables: Variables
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N C"], Float[Tensor, "N C C"]]:
-        """Energy, gradient and positive semi-definite curvature over the columns `slice`."""
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N C"], Float[Tensor, "N C C"] | Float[Tensor, "N C"]]:
+        """Energy, gradient and positive semi-definite curvature (or its diagonal) over the columns `slice`."""
         if self.closed:
             values = self._values(variables)
             energy, gradient, curvature = self.prior.quadratic(values, self._given(values))
             if self.per_view:
+                curvature = curvature if curvature.dim() == 3 else torch.diag_embed(curvature)
                 energy, gradient, curvature = self._in_columns(variables, energy, gradient, curvature)
+            if self.weight == 1:
+                return energy, gradient, curvature
             return self.weight * energy, self.weight * gradient, self.weight * curvature
         with torch.enable_grad():
             step = variables.betas.new_zeros(len(variables.betas), variables.columns).requires_grad_()

@@ -50,7 +50,7 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
     rows = torch.arange(len(energy), device=energy.device)
     lam = torch.full_like(energy, FIRST)
     found = Minimum(start, energy.clone(), torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool))
-    for _ in range(iterations):
+    for count in range(1, iterations + 1):
         step, promised = _step(model, lam)
         tried = variables.moved(step)
         at = objective.evaluate(tried)
@@ -62,24 +62,30 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
         variables, energy = where(better, tried, variables), torch.where(better, at.energy, energy)
         found.iterations[rows] += 1
         left = (~ended).nonzero()[:, 0]
-        if len(left) < len(rows):
+        if len(left) < len(rows) or count == iterations:
             found = _record(found, rows, variables, energy, ended)
-        if not len(left):
-            return found
+        if not len(left) or count == iterations:
+            break
         settled = better & (fall <= SETTLED * energy) if second_order else torch.zeros_like(better)
+        refused = (~better & ~ended).nonzero()[:, 0]
+        kept = model[refused] if len(refused) else None
+        early = not objective.rematches and not hasattr(at, "rows")
+        if early:
+            model = objective.linearize(at, settled)
+        if len(left) < len(rows):
+            objective, variables, at = objective.rows(left), variables[left], at if early else at.rows(left)
+            energy, lam, rows, better, settled = energy[left], lam[left], rows[left], better[left], settled[left]
+            model = model[left] if early else model
         if objective.rematches:
             objective = objective.matched(variables)
             at = objective.evaluate(variables)
             energy, model = at.energy, objective.linearize(at, settled)
-        else:
-            refused = (~better).nonzero()[:, 0]
-            kept, model = model, objective.linearize(at, settled)
-            if len(refused):
-                model = model.replaced(refused, kept)
-        if len(left) < len(rows):
-            objective, model, variables = objective.rows(left), model[left], variables[left]
-            energy, lam, rows = energy[left], lam[left], rows[left]
-    return _record(found, rows, variables, energy, torch.zeros_like(rows, dtype=torch.bool))
+            continue
+        if not early:
+            model = objective.linearize(at, settled)
+        if kept is not None:
+            model = model.replaced((~better).nonzero()[:, 0], kept)
+    return found
 
 
 def _step(model: Quadratic, lam: Float[Tensor, " N"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:

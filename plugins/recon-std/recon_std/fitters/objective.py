@@ -15,6 +15,7 @@ from recon_core.structures import Batched
 from recon_std.fitters.curvature import PriorTerm
 from recon_std.fitters.evidence import Evidence, Residuals, ScanPoints
 from recon_std.fitters.kinematics import JOINTS, Pose, pose
+from recon_std.fitters.loss_terms import LossTerm
 from recon_std.fitters.turning import add_turning
 from recon_std.fitters.variables import ANGLES, Variables
 
@@ -39,6 +40,17 @@ class Evaluation:
     terms: dict[str, Float[Tensor, " N"]]
     energy: Float[Tensor, " N"]
 
+    def rows(self, index: Tensor) -> Evaluation:
+        """The evaluation of some subjects."""
+        return Evaluation(
+            self.variables[index],
+            self.pose[index],
+            [Measured(m.levers[index], m.mass, m.residuals[index]) for m in self.measured],
+            [(energy[index], slope[index], curve[index]) for energy, slope, curve in self.quadratics],
+            {name: value[index] for name, value in self.terms.items()},
+            self.energy[index],
+        )
+
 
 @dataclass(frozen=True)
 class Quadratic(Batched):
@@ -51,14 +63,14 @@ class Quadratic(Batched):
     floor: Float[Tensor, "N P"]
 
     def replaced(self, rows: Tensor, other: Quadratic) -> Quadratic:
-        """This, with some rows taken from another."""
+        """This, with some rows taken from another, which has just these."""
         for name in ("gradient", "data", "prior", "floor"):
-            getattr(self, name)[rows] = getattr(other, name)[rows]
+            getattr(self, name)[rows] = getattr(other, name)
         return self
 
 
 class Objective:
-    """Evidence and priors as one energy over `Variables`.
+    """Evidence, priors and losses as one energy over `Variables`.
 
     anchor: (weight, angles (N, 23, 3)): half the squared distance to those axis-angle numbers, times weight.
     """
@@ -68,8 +80,9 @@ class Objective:
         evidence: Sequence[Evidence],
         priors: Sequence[PriorTerm] = (),
         anchor: tuple[float, Tensor] | None = None,
+        losses: Sequence[LossTerm] = (),
     ) -> None:
-        self.evidence, self.priors, self.anchor = list(evidence), list(priors), anchor
+        self.evidence, self.priors, self.anchor, self.losses = list(evidence), list(priors), anchor, list(losses)
         self.held: tuple[Pose, list[Tensor]] | None = None
 
     def _with(self, evidence: list[Evidence]) -> Objective:
@@ -97,6 +110,7 @@ class Objective:
         """The objective of some subjects."""
         other = self._with([e[index] for e in self.evidence])
         other.priors = [p.rows(index) for p in self.priors]
+        other.losses = [loss.rows(index) for loss in self.losses]
         if self.anchor is not None:
             other.anchor = self.anchor[0], self.anchor[1][index]
         if self.held is not None:
@@ -131,6 +145,7 @@ class Objective:
             valid = residuals.valid if valid is None else valid & residuals.valid
         quadratics = [p.quadratic(variables) for p in self.priors]
         terms |= {p.name: quadratic[0] for p, quadratic in zip(self.priors, quadratics, strict=True)}
+        terms |= {f"loss.{loss.name}": loss.energy(variables) for loss in self.losses}
         terms |= self._anchored(variables)
         energy = sum(terms.values(), start=torch.zeros_like(variables.betas[:, 0]))
         if valid is not None:
@@ -154,8 +169,8 @@ class Objective:
             if isinstance(e, ScanPoints):
                 points = e.of_match(points, 3)
             total = total + e.residuals(points).energy
-        for term in objective.priors:
-            total = total + term.energy(variables)
+        total = sum((p.energy(variables) for p in objective.priors), start=total)
+        total = sum((loss.energy(variables) for loss in objective.losses), start=total)
         return sum(self._anchored(variables).values(), start=total)
 
     def _anchored(self, variables: Variables) -> dict[str, Tensor]:
@@ -172,7 +187,7 @@ class Objective:
         v = at.variables
         columns = v.columns - (0 if self.held is None else v.places)
         gradient = v.betas.new_zeros(len(v.betas), columns)
-        data, prior = v.betas.new_zeros(2, len(v.betas), columns, columns)
+        data: Tensor | None = None
         pulls = v.betas.new_zeros(len(v.betas), JOINTS, 3, 3)
         for e, m in zip(self.evidence, at.measured, strict=True):
             r = m.residuals
@@ -183,20 +198,31 @@ class Objective:
             weighted = r.weight[:, :, None] * r.value
             weight = r.weight[:, :, None].expand_as(r.value).flatten(1)
             gradient += (rows @ weighted.flatten(1)[..., None])[..., 0]
-            data += (rows * weight[:, None]) @ rows.transpose(-1, -2)
+            own = (rows * weight[:, None]) @ rows.transpose(-1, -2)
+            data = own if data is None else data + own
             if self.held is None:
                 pull = (weighted[..., None, :] * slopes).sum((1, 2))
                 pulls += (m.levers.flatten(1, 2) @ pull.transpose(-1, -2)).unflatten(1, (JOINTS, 3))
+        prior = v.betas.new_zeros(len(v.betas), columns, columns)
+        data = torch.zeros_like(prior) if data is None else data
         # Priors leave the places free; a hundredth of the evidence's diagonal damps what no prior curves.
         floor = data.diagonal(dim1=-2, dim2=-1) * 1e-2 + 1e-6
         if self.held is not None:
             return Quadratic(gradient, data, prior, floor)
-        if len(late := settled.nonzero()[:, 0]):
+        if settled.all():
+            add_turning(data, pulls, at.pose, v.places)
+        elif len(late := settled.nonzero()[:, 0]):
             data[late] = add_turning(data[late], pulls[late], at.pose[late], v.places)
         for p, (_, slope, curve) in zip(self.priors, at.quadratics, strict=True):
-            own = p.slice(v)
-            gradient[:, own] += slope
-            prior[:, own, own] += curve
+            some = p.slice(v)
+            gradient[:, some] += slope
+            block = prior[:, some, some]
+            block = block if curve.dim() == 3 else block.diagonal(dim1=-2, dim2=-1)
+            block += curve
+        for loss in self.losses:
+            slope, curve = loss.quadratic(v)
+            gradient += slope
+            data += curve
         if self.anchor is not None:
             weight_, angles = self.anchor
             gradient[:, :ANGLES] += weight_ * (v.angles - angles).flatten(1)

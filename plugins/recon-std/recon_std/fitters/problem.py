@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,7 @@ from recon_std.fitters.curvature import prior_terms
 from recon_std.fitters.evidence import Joints2D
 from recon_std.fitters.gather import Noise, Sampling, gather
 from recon_std.fitters.kinematics import pose
+from recon_std.fitters.loss_terms import loss_terms
 from recon_std.fitters.objective import Objective
 from recon_std.fitters.variables import Variables, ViewMode, Views, where
 
@@ -25,6 +27,10 @@ class FitSettings(Settings):
 
     prior_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of a prior's energy by its name; 1 for those not named"
+    )
+    losses: dict[str, float | dict[str, Any]] = Field(
+        default_factory=dict,
+        description="registered losses that join the energy: a weight by name, or a table of the loss' options",
     )
     views: ViewMode = Field(
         default="auto",
@@ -58,14 +64,15 @@ class Problem:
     ) -> Problem:
         """anchor: pull of the angles to their initial values, 1/rad^2.
 
-        Raises EvidenceError as `gather` and `Views.of` do, UsageError as `prior_terms` does.
+        Raises EvidenceError as `gather`, `Views.of` and `loss_terms` do, UsageError as `prior_terms` and `loss_terms`.
         """
         views = Views.of(observation.subject, observation.camera, settings.views)
         start = views.start(initial)
         evidence = gather(observation, body, views, start.betas.shape[-1], settings.noise, settings.sampling)
         terms = prior_terms(priors, settings.prior_weights, start, views, observation.camera, context)
         pull = (anchor, start.angles) if anchor > 0 else None
-        return cls(observation, initial, views, start, Objective(evidence, terms, pull))
+        losses = loss_terms(settings.losses, observation, initial, body, views)
+        return cls(observation, initial, views, start, Objective(evidence, terms, pull, losses))
 
     def result(self, found: Variables, iterations: Int[Tensor, " N"], converged: Bool[Tensor, " N"]) -> FitResult:
         """The fit and its report, a row an observation row.

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from recon_core.errors import UsageError
 from recon_core.interfaces import BodyModel, Fitter, Prior, Settings
 from recon_core.structures import BodyParameters, FitResult, Observation
 from recon_std.fitters.levenberg_marquardt import minimise
@@ -100,10 +101,15 @@ class SmplifyFitter(Fitter):
         """Explain the evidence in `observation` from `initial`. See `Fitter.fit`.
 
         context: (B, C), handed to the priors. Raises EvidenceError when the evidence cannot constrain a body, or
-        the body cannot explain it; UsageError for a prior that is not over this body's numbers.
+        the body cannot explain it; UsageError for a prior that is not over this body's numbers, and for a loss
+        without residuals.
         """
         c, trust = self.config, self.config.trust
         problem = Problem.build(c, observation, initial, body_model, priors, context, trust.anchor)
+        if stuck := [term.name for term in problem.objective.losses if not term.has_residuals]:
+            raise UsageError(
+                f"smplify.losses.{stuck[0]}: smplify steps by residuals, which this loss does not give; use adam"
+            )
         start = place(problem.objective.evidence, problem.start, c.camera_iterations, trust.headings)
         wide = problem.objective.widened(WIDE)
         if trust.starts > 1:

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from recon_core.interfaces import Loss
 from recon_core.structures import LossValue
-from recon_std.losses.common import Penalty, Reduction, difference, penalize, presence, reduce, single
+from recon_std.losses.common import (
+    Penalty,
+    Reduction,
+    difference,
+    penalize,
+    presence,
+    reduce,
+    reduce_root,
+    root,
+    single,
+)
 
 
 class BodyParametersLoss(Loss):
@@ -31,6 +45,14 @@ class BodyParametersLoss(Loss):
         total = self.weights["pose"] * terms["pose"] + self.weights["betas"] * terms["betas"]
         return LossValue(total, terms)
 
+    def residuals(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> Float[Tensor, "B M"]:
+        parts = []
+        for name, weight in self.weights.items():
+            known = presence(target, name, prediction[name])
+            error = difference(prediction[name], target[name], known)
+            parts.append(reduce_root(root(error, "l2"), known, self.reduction, weight))
+        return torch.cat(parts, 1)
+
 
 class VerticesLoss(Loss):
     """Distance of corresponding vertices (thesis equation 3.4).
@@ -49,3 +71,8 @@ class VerticesLoss(Loss):
         error = difference(prediction["vertices"], target["vertices"], known)
         value = reduce(penalize(error, self.penalty, self.sigma), known, self.reduction)
         return single("vertices", value, self.weight)
+
+    def residuals(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> Float[Tensor, "B M"]:
+        known = presence(target, "vertices", prediction["vertices"])
+        error = difference(prediction["vertices"], target["vertices"], known)
+        return reduce_root(root(error, self.penalty, self.sigma), known, self.reduction, self.weight)

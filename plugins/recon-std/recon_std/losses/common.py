@@ -24,6 +24,18 @@ def penalize(error: Float[Tensor, "..."], penalty: Penalty, sigma: float = 1.0) 
     return squared if penalty == "l2" else squared * (sigma**2 / (sigma**2 + squared))
 
 
+def root(error: Float[Tensor, "..."], penalty: Penalty, sigma: float = 1.0) -> Float[Tensor, "..."]:
+    """r with r dr = d penalize(e): residuals for `Loss.residuals`, weights held (Holland & Welsch 1977).
+
+    Within 1e-4 of 0 that of |e| is e^2 / 2e-4: its curvature would have no bound.
+    """
+    if penalty == "l1":
+        return error * error.detach().abs().clamp_min(1e-4).rsqrt()
+    if penalty == "l2":
+        return error * 2**0.5
+    return error * (2**0.5 * sigma**2 / (sigma**2 + error.detach() ** 2))
+
+
 def presence(target: Mapping[str, Any], name: str, like: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
     """The weight target["has_<name>"] of each row: 1 throughout where the target has no such key."""
     weight = target.get(f"has_{name}")
@@ -45,6 +57,14 @@ def reduce(values: Float[Tensor, "B ..."], weight: Float[Tensor, "B ..."], reduc
     """Weighted sum of each sample's elements, or that over their number (which counts elements of weight 0)."""
     weighted = values * weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
     return weighted.flatten(1).sum(1) if reduction == "sum" else weighted.flatten(1).mean(1)
+
+
+def reduce_root(
+    roots: Float[Tensor, "B ..."], weight: Float[Tensor, "B ..."], reduction: Reduction, scale: float = 1.0
+) -> Float[Tensor, "B M"]:
+    """What `reduce` is to values, to their roots: J^T r is then `scale` times the gradient of the reduced values."""
+    weighted = (roots * weight.reshape(weight.shape + (1,) * (roots.ndim - weight.ndim)).sqrt()).flatten(1)
+    return weighted * (scale if reduction == "sum" else scale / weighted.shape[1]) ** 0.5
 
 
 def single(name: str, value: Float[Tensor, " B"], weight: float) -> LossValue:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from recon_core.interfaces import Loss
 from recon_core.skeletons import skeleton as skeleton_named
 from recon_core.structures import LossValue
-from recon_std.losses.common import Penalty, Reduction, difference, penalize, reduce, single
+from recon_std.losses.common import Penalty, Reduction, difference, penalize, reduce, reduce_root, root, single
 
 
 class Keypoints2DLoss(Loss):
@@ -27,11 +28,18 @@ class Keypoints2DLoss(Loss):
         super().__init__()
         self.weight, self.penalty, self.sigma, self.reduction = weight, penalty, sigma, reduction
 
-    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+    def _error(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         confidence = target["keypoints2d_confidence"]
-        error = difference(prediction["keypoints2d"], target["keypoints2d"], confidence)
+        return difference(prediction["keypoints2d"], target["keypoints2d"], confidence), confidence
+
+    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+        error, confidence = self._error(prediction, target)
         value = reduce(penalize(error, self.penalty, self.sigma), confidence, self.reduction)
         return single("keypoints2d", value, self.weight)
+
+    def residuals(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> Float[Tensor, "B M"]:
+        error, confidence = self._error(prediction, target)
+        return reduce_root(root(error, self.penalty, self.sigma), confidence, self.reduction, self.weight)
 
 
 class Keypoints3DLoss(Loss):
@@ -57,16 +65,23 @@ class Keypoints3DLoss(Loss):
         self.root = [named.index(joint) for joint in root]
         self.weight, self.penalty, self.sigma, self.reduction = weight, penalty, sigma, reduction
 
-    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+    def _error(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         confidence = target["keypoints3d_confidence"]
         predicted, wanted = prediction["keypoints3d"], target["keypoints3d"]
         if self.root:
             rooted = (confidence[:, self.root] > 0).all(1, keepdim=True)
             confidence = confidence * rooted
             predicted, wanted = self._centred(predicted), self._centred(wanted)
-        error = difference(predicted, wanted, confidence)
+        return difference(predicted, wanted, confidence), confidence
+
+    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+        error, confidence = self._error(prediction, target)
         value = reduce(penalize(error, self.penalty, self.sigma), confidence, self.reduction)
         return single("keypoints3d", value, self.weight)
+
+    def residuals(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> Float[Tensor, "B M"]:
+        error, confidence = self._error(prediction, target)
+        return reduce_root(root(error, self.penalty, self.sigma), confidence, self.reduction, self.weight)
 
     def _centred(self, points: Tensor) -> Tensor:
         return points - torch.mean(points[:, self.root], 1, keepdim=True)

@@ -74,10 +74,11 @@ class GaussianMixturePrior(Prior):
         With constant c = max_k log_peaks it is within log K above -log_prob + c. Within a component's region it is
         exactly quadratic: the gradient is P_k (x - mu_k), the curvature the precision P_k.
         """
-        log_prob, active = self.component_log_prob(values).max(-1)
-        curvature = self.precisions[active]
-        gradient = torch.einsum("bij,bj->bi", curvature, values - self.means[active])
-        return self.log_peaks.max() - log_prob, gradient, curvature
+        away = values - self.means[:, None]
+        pull = away @ self.precisions
+        log_prob, active = (self.log_peaks[:, None] - 0.5 * (away * pull).sum(-1)).max(0)
+        gradient = pull[active, torch.arange(len(values), device=values.device)]
+        return self.log_peaks.max() - log_prob, gradient, self.precisions[active]
 
     def active(self, values: Float[Tensor, "B D"]) -> Int[Tensor, " B"]:
         """Index of the likeliest component."""

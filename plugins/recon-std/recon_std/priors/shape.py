@@ -38,10 +38,9 @@ class ShapePrior(Prior):
 
     def quadratic(
         self, values: Float[Tensor, "B D"], context: Float[Tensor, "B C"] | None = None
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"], Float[Tensor, "B D D"]]:
-        """|beta|^2 / 2, beta, and the identity: exact."""
-        eye = torch.eye(values.shape[-1]).to(values).expand(*values.shape, values.shape[-1])
-        return 0.5 * (values**2).sum(-1), values, eye
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+        """|beta|^2 / 2, beta, and the identity's diagonal: exact."""
+        return 0.5 * (values**2).sum(-1), values, torch.ones_like(values)
 
     def improbable(self, values: Float[Tensor, "B D"]) -> Bool[Tensor, " B"]:
         """Whether any coefficient is more than 3 standard deviations from the mean shape."""
