@@ -8,4 +8,7 @@ from recon_core.plugins import Registrar
 
 @hookimpl
 def recon_register(register: Registrar) -> None:
-    """Nothing yet that the command line runs."""
+    register.method(
+        "acap-vae", "recon_acap.method:AcapVae", summary="bodies of the ACAP embedding, from scans and joints"
+    )
+    register.prior("acap", "recon_acap.prior:AcapPosePrior", summary="poses that the ACAP embedding holds likely")

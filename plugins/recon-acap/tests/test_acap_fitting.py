@@ -109,7 +109,9 @@ def test_gradient_is_that_of_the_energy(kind: str) -> None:
 def test_held_codes_stay_while_the_place_moves() -> None:
     _, _, vertices = _people()
     index = torch.arange(len(POST.rest))
-    known = Landmarks(index, vertices + 0.3).evidence(len(index), 0.01)
+    known = KnownPoints(
+        Selection.of_vertices(index, torch.float64), vertices + 0.3, torch.ones(2, len(index)).double(), 0.01, None, "m"
+    )
     objective = LatentObjective(POST, [known], Pull()).placing()
     zero = torch.zeros(2, 1, 3, dtype=torch.float64)
     eye = torch.eye(3, dtype=torch.float64).expand(2, 1, 3, 3)

@@ -41,7 +41,7 @@ class EmbeddedBodies:
 
     def vertices(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]) -> Float[Tensor, "B V 3"]:
         """See `Generator.vertices`."""
-        return self.embedding.codec.reconstruct(self._features(shape, pose).to(shape))
+        return self.embedding.codec.reconstruct(self.features(shape, pose))
 
     def linearized(
         self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]
@@ -51,8 +51,7 @@ class EmbeddedBodies:
         The decoder by forward mode, T(r, s) vertex by vertex; vertices are linear in T (equation 6), so each column of
         the Jacobian is one more right-hand side of the system that is factorised anyway.
         """
-        features, by_code = forward_jacobian(self._features, shape, pose)
-        features, by_code = features.to(shape), by_code.to(shape)
+        features, by_code = forward_jacobian(self.features, shape, pose)
         affine = lambda f: to_affine(f[None, None])[0, 0]  # noqa: E731
         by_feature = vmap(vmap(jacfwd(affine)))(features)
         slope = by_feature.flatten(2, 3) @ by_code
@@ -76,9 +75,10 @@ class EmbeddedBodies:
         nearest point of this mesh at rest. Raises UsageError when the free body has no such regressor."""
         return _regressor(self.embedding, skeleton)
 
-    def _features(self, shape: Tensor, pose: Tensor) -> Float[Tensor, "B V 9"]:
+    def features(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]) -> Float[Tensor, "B V 9"]:
+        """ACAP features of the bodies, in the dtype of the codes."""
         dtype = self.embedding.reference.dtype
-        return self.embedding.decode(shape.to(dtype), pose.to(dtype))
+        return self.embedding.decode(shape.to(dtype), pose.to(dtype)).to(shape)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +20,7 @@ from recon_core.errors import EvidenceError
 from recon_core.geometry.alignment import similarity_alignment
 from recon_core.geometry.cameras import estimate_translation
 from recon_core.geometry.rotations import axis_angle_to_matrix
-from recon_core.structures import Camera
+from recon_core.structures import Camera, Landmarks
 
 WIDE = 3.0
 """By how much outlier scales and reach are widened first (graduated non-convexity, Blake & Zisserman 1987)."""
@@ -30,23 +29,13 @@ DTYPE = torch.float64
 """The normal equations of a thousand vertices at 1 mm beside codes of weight 1 are beyond single precision."""
 
 
-@dataclass(frozen=True)
-class Landmarks:
-    """Points of which it is known which vertex of the model they show: vertices (L,), points (B, L, 3) metres.
-    confidence: (B, L), 1 by default; 0 for a point that was not seen."""
-
-    vertices: Int[Tensor, " L"]
-    points: Float[Tensor, "B L 3"]
-    confidence: Float[Tensor, "B L"] | None = None
-
-    def evidence(self, count: int, noise: float, name: str = "landmarks") -> KnownPoints:
-        """Raises UsageError and EvidenceError as `checks.check_landmarks` does. count: vertices of the model."""
-        seen = torch.ones_like(self.points[..., 0]) if self.confidence is None else self.confidence
-        points = torch.where(seen[..., None] > 0, self.points, 0.0)
-        checks.check_landmarks(self.vertices, points, count)
-        return KnownPoints(
-            Selection.of_vertices(self.vertices, DTYPE), points.to(DTYPE), seen.to(DTYPE), noise, None, name
-        )
+def _known(marks: Landmarks, count: int, noise: float, name: str = "landmarks") -> KnownPoints:
+    """Landmarks as evidence on a model of `count` vertices. Raises as `checks.check_landmarks` does."""
+    seen = torch.ones_like(marks.points[..., 0]) if marks.confidence is None else marks.confidence
+    points = torch.where(seen[..., None] > 0, marks.points, 0.0)
+    checks.check_landmarks(marks.vertices, points, count)
+    selection = Selection.of_vertices(marks.vertices, DTYPE)
+    return KnownPoints(selection, points.to(DTYPE), seen.to(DTYPE), noise, None, name)
 
 
 @torch.no_grad()
@@ -67,7 +56,7 @@ def fit_meshes(
     count = _count(generator)
     checks.check_connectivity(vertices, faces, generator.faces, count)
     index = torch.arange(count)
-    known = Landmarks(index, vertices).evidence(count, s.vertex_noise, "mesh")
+    known = _known(Landmarks(index, vertices), count, s.vertex_noise, "mesh")
     return _fit(generator, [known], s, frames, shape=shape)
 
 
@@ -82,7 +71,7 @@ def fit_markers(
     """As `fit_meshes`, to points on some vertices: motion capture markers. Raises UsageError for a vertex out of
     range, EvidenceError for a row with fewer than three points that fix where the body stands."""
     s = settings or LatentFitSettings()
-    return _fit(generator, [markers.evidence(_count(generator), s.landmark_noise, "markers")], s, frames, shape=shape)
+    return _fit(generator, [_known(markers, _count(generator), s.landmark_noise, "markers")], s, frames, shape=shape)
 
 
 @torch.no_grad()
@@ -118,7 +107,7 @@ def fit_scans(
     )  # fmt: skip
     if landmarks is None:
         return _fit(generator, [surface], s, frames, shape=shape, up=up)
-    known = landmarks.evidence(_count(generator), s.landmark_noise)
+    known = _known(landmarks, _count(generator), s.landmark_noise)
     return _fit(generator, [known, surface], s, frames, shape=shape)
 
 
