@@ -8,6 +8,7 @@ vertices = codec.reconstruct(features)    # (B, V, 3)
 from recon_acap.features.codec import AcapCodec
 from recon_acap.features.connectivity import Connectivity
 from recon_acap.features.parts import part_features
+from recon_acap.features.released import ReleasedPoints
 from recon_acap.features.scaling import SCALED_LIMIT, FeatureScaling
 
-__all__ = ["SCALED_LIMIT", "AcapCodec", "Connectivity", "FeatureScaling", "part_features"]
+__all__ = ["SCALED_LIMIT", "AcapCodec", "Connectivity", "FeatureScaling", "ReleasedPoints", "part_features"]

@@ -130,7 +130,7 @@ class AcapCodec:
                 f"the {self.connectivity.name} having {self.connectivity.vertex_count} vertices"
             )
         index, places = self._anchors(anchors, features)
-        right = self._right_side(to_affine(features).permute(1, 3, 0, 2).reshape(3 * features.shape[1], -1))
+        right = self._right_side(map_columns(to_affine(features)))
         points = self._system(right).unflatten(1, (-1, 3)).transpose(0, 1)
         if index is None:
             return points + (self.connectivity.reference.to(points).mean(0) - points.mean(1, keepdim=True))
@@ -210,10 +210,7 @@ class _Operators:
         columns = np.broadcast_to(i[:, None], rows.shape), np.broadcast_to(j[:, None], rows.shape)
         self.affine = _assemble([(rows, columns[0], response), (rows, columns[1], -response)], (3 * count, count))
         i, j, weight = _both_ways(mesh.links, mesh.link_weights)
-        half = weight[:, None] * (q[i] - q[j]) / 2
-        row = np.broadcast_to(i[:, None], half.shape)
-        near, far = 3 * i[:, None] + np.arange(3), 3 * j[:, None] + np.arange(3)
-        self.right_side = _assemble([(row, near, half), (row, far, half)], (count, 3 * count))
+        self.right_side = edge_sums(i, j, weight / 2, q)
         self.laplacian = _assemble([(i, i, weight), (i, j, -weight)], (count, count))
 
     def grounded(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -226,6 +223,14 @@ class _Operators:
         ground = np.zeros(matrix.shape[0])
         ground[first] = matrix.diagonal().mean()
         return (matrix + sparse.diags(ground)).tocsr()
+
+
+def edge_sums(i: np.ndarray, j: np.ndarray, weight: np.ndarray, q: np.ndarray) -> sparse.csr_matrix:
+    """The right side of equation 6, sum over half edges (i, j) of weight (T_i + T_j) (q_i - q_j), as a map of T."""
+    edge = weight[:, None] * (q[i] - q[j])
+    row = np.broadcast_to(i[:, None], edge.shape)
+    near, far = 3 * i[:, None] + np.arange(3), 3 * j[:, None] + np.arange(3)
+    return _assemble([(row, near, edge), (row, far, edge)], (len(q), 3 * len(q)))
 
 
 def _both_ways(pairs: Int[Tensor, "E 2"], weights: Float[Tensor, " E"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -243,6 +248,11 @@ def _columns(x: Float[Tensor, "B N 3"]) -> Float[Tensor, "N B3"]:
     return x.transpose(0, 1).flatten(1)
 
 
+def map_columns(T: Float[Tensor, "B N 3 3"]) -> Float[Tensor, "N3 B3"]:
+    """The columns of each vertex's matrix below each other, meshes side by side, as sparse maps take them."""
+    return T.permute(1, 3, 0, 2).reshape(3 * T.shape[1], -1)
+
+
 def _matrices(columns: Float[Tensor, "N3 B3"], batch: int) -> Float[Tensor, "B N 3 3"]:
-    """Of the columns of each vertex's matrix below each other, meshes side by side: the matrices."""
+    """The inverse of `map_columns`."""
     return columns.view(-1, 3, batch, 3).permute(2, 0, 3, 1)

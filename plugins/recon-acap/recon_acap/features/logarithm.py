@@ -18,6 +18,9 @@ UPPER = (0, 1, 2, 4, 5, 8)
 WHOLE = (0, 1, 2, 1, 3, 4, 2, 4, 5)
 """Where a row-major symmetric 3 x 3 matrix finds its entries among these six."""
 
+NO_ROTATION = {torch.float32: 2e-6, torch.float64: 1e-8}
+"""Sine of half the angle of a rotation that counts as none."""
+
 Choice = Callable[[Float[Tensor, "B V"], Float[Tensor, "B V 3"]], Float[Tensor, "B V 3"]]
 """Chooses among the axis-angle vectors of each rotation, given by angle and axis (zeros where it has none)."""
 
@@ -51,8 +54,8 @@ class _Features(torch.autograd.Function):
         q = matrix_to_quaternion(R)
         sine = q[:, 1:].norm(dim=-1)
         angle = 2 * torch.atan2(sine, q[:, 0])
-        # Below this the axis is rounding error.
-        none = (sine < 8 * torch.finfo(T.dtype).eps)[:, None]
+        # So near to no rotation the axis is rounding error; a neighbour's does as well.
+        none = (sine < NO_ROTATION[T.dtype])[:, None]
         axis = torch.where(none, 0, q[:, 1:] / torch.where(none, 1, sine[:, None]))
         r = choose(angle.view(T.shape[:2]), axis.view(*T.shape[:2], 3))
         ctx.save_for_backward(R.view_as(T), S.view_as(T), r)
