@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recon_core.assets import Assets, assets, load_safetensors
 from recon_core.datasets import Mixture
@@ -16,13 +18,24 @@ from recon_core.errors import AssetError, EvidenceError, UsageError
 from recon_core.geometry.cameras import crop_to_full_translation
 from recon_core.interfaces import BodyModel, InputKind, Method, OutputKind, Settings
 from recon_core.plugins import registry
+from recon_core.published import SMPL, check_smpl
 from recon_core.structures import BodyParameters, LossValue, Observation, Prediction
 from recon_spin.regressor import IterativeRegressor, Regressed
 from recon_spin.supervision import Supervisor, crop_camera
+from recon_spin.weights import for_weights
 from recon_std.encoders.images import EfficientNetLite0, ImageEncoder, ResNet50
 from recon_std.losses.body import BodyParametersLoss
 from recon_std.losses.common import weighted_sum
 from recon_std.losses.keypoints import Keypoints2DLoss, Keypoints3DLoss
+
+GRID, GRID_CHANNELS = 4, 64
+"""Places along a side, and features of each, of `SPINConfig.pooling` "grid"."""
+
+WEIGHTS = "spin-lite"
+"""Name of the shipped weights in the catalogue."""
+
+PUBLISHED = "spin-published"
+"""Name in the catalogue of the authors' weights, which `recon assets add spin FILE` makes of their checkpoint."""
 
 TRUNKS: dict[str, type[ImageEncoder]] = {"efficientnet-lite0": EfficientNetLite0, "resnet50": ResNet50}
 
@@ -32,8 +45,14 @@ class SPINConfig(Settings):
 
     trunk: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
     """The image encoder; published checkpoints have "resnet50"."""
+    pooling: Literal["mean", "grid"] = "mean"
+    """What the regressor reads of the trunk's features: their mean over the crop, as published, or besides it 64
+    projections of them in a grid of 4 x 4 places."""
+    crop_size: int = Field(224, ge=32)
+    """Side of the crop in pixels; a data set to train on has a setting of its own for it."""
     weights: str | None = None
-    """A weights.safetensors of `recon train --method spin`."""
+    """A weights.safetensors of `recon train --method spin`, or "published" for the authors' (docs/checkpoints.md);
+    without it the shipped weights, spin-lite."""
     iterations: int = Field(3, ge=1, le=10)
     """Corrections of the estimate."""
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -72,30 +91,51 @@ class SPIN(Method):
     def __init__(self, config: SPINConfig, body_model: BodyModel | None = None) -> None:
         super().__init__(config, body_model)
         self.trunk = TRUNKS[config.trunk]()
-        self.regressor = IterativeRegressor(self.trunk.channels, dropout=config.dropout)
+        self.crop_size = config.crop_size
+        self.grid = nn.Conv2d(self.trunk.channels, GRID_CHANNELS, 1) if config.pooling == "grid" else None
+        features = self.trunk.channels + (GRID_CHANNELS * GRID**2 if self.grid is not None else 0)
+        self.regressor = IterativeRegressor(features, dropout=config.dropout)
         self._supervisor: Supervisor | None = None
 
     @classmethod
+    def body_for(cls, config: SPINConfig) -> str | None:  # type: ignore[override]
+        """SMPL for the published weights."""
+        return SMPL if config.weights == "published" else cls.body
+
+    @classmethod
     def from_assets(cls, config: SPINConfig, assets: Assets, body_model: BodyModel | None = None) -> SPIN:  # type: ignore[override]
-        """With the weights that `config.weights` names. Raises AssetError when it names none that fit."""
-        if config.weights is None:
-            raise AssetError(
-                "spin ships no weights yet: train them (recon train --method spin --data lsp-ext:FOLDER) and name "
-                "them with --set spin.weights=runs/spin/weights.safetensors"
-            )
+        """With the shipped weights, or those that `config.weights` names.
+
+        A file of shipped weights says in its metadata which network it is for, and so decides the settings of
+        `recon_spin.weights.NETWORK`; of another file they are the configuration's. Raises AssetError when the
+        weights do not fit.
+        """
+        if config.weights == "published":
+            check_smpl(body_model, "SPIN")
+            path = assets.find(PUBLISHED)
+        else:
+            path = Path(config.weights) if config.weights else assets.find(WEIGHTS)
+        config = for_weights(path, config)
         method = cls(config, body_model)
         try:
-            method.load_state_dict(load_safetensors(config.weights))
+            method.load_state_dict(load_safetensors(path))
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise AssetError(
-                f"{config.weights}: not weights of spin with trunk {config.trunk} ({reason}); see --set spin.trunk"
+                f"{path}: not weights of spin with trunk {config.trunk} ({reason}); see --set spin.trunk"
             ) from error
         return method.eval()
 
-    def regress(self, image: Float[Tensor, "B 3 224 224"]) -> Regressed:
+    def regress(self, image: Float[Tensor, "B 3 s s"]) -> Regressed:
         """The network's own output, in the crop's camera."""
-        features = self.trunk.spatial((image - self.trunk.mean) / self.trunk.std).mean((2, 3))
+        return self.regress_spatial(self.trunk.spatial((image - self.trunk.mean) / self.trunk.std))
+
+    def regress_spatial(self, spatial: Float[Tensor, "B C h w"]) -> Regressed:
+        """The network's output for what the trunk gives."""
+        features = spatial.mean((2, 3))
+        if self.grid is not None:
+            places = F.adaptive_avg_pool2d(self.grid(spatial), GRID)
+            features = torch.cat([features, places.flatten(1)], 1)
         return self.regressor(features, self.config.iterations)
 
     @torch.no_grad()
@@ -148,15 +188,15 @@ class SPIN(Method):
         Terms besides the losses: fit_px, the mean reprojection error in pixels of the crop of the fits that
         supervise; accepted, their share.
         """
-        body_model = self.supervisor.body
-        out = self.regress(batch["image"])
-        size = batch["image"].shape[-1]
-        side = torch.full_like(out.camera[:, 0], size)
-        center = torch.full_like(out.camera[:, :2], size / 2)
-        body = BodyParameters(out.pose, out.betas, crop_to_full_translation(out.camera, center, side, batch["K"]))
-        target = self.supervisor.target(batch, body)
+        return self.supervised(self.regress(batch["image"]), batch, batch["image"].shape[-1])
 
-        projected = crop_camera(batch).project(body_model.keypoints(body, "lsp14"))
+    def supervised(self, out: Regressed, batch: Mapping[str, Any], size: int) -> LossValue:
+        """The losses of `training_step`, of what the network gave for crops `size` pixels wide."""
+        body_model = self.supervisor.body
+        body = in_crop(out, batch["K"], size)
+        target = self.supervisor.target(batch, body, size)
+
+        projected = crop_camera(batch["K"], size).project(body_model.keypoints(body, "lsp14"))
         joints, wanted = (body_model.keypoints(b, "smpl24") for b in (body, target.body))
         betas = target.body.betas
         plausible = (betas.abs() <= self.config.widest_betas).all(1, keepdim=True)
@@ -191,6 +231,13 @@ class SPIN(Method):
 
     def restore_training_state(self, state: Mapping[str, Any]) -> None:
         self.supervisor.best.restore(state["best_fits"])
+
+
+def in_crop(out: Regressed, K: Float[Tensor, "B 3 3"], size: int) -> BodyParameters:
+    """The body in the camera of the crop, which is `size` pixels wide and has intrinsics K."""
+    side = torch.full_like(out.camera[:, 0], size)
+    center = torch.full_like(out.camera[:, :2], size / 2)
+    return BodyParameters(out.pose, out.betas, crop_to_full_translation(out.camera, center, side, K))
 
 
 def load_imagenet(trunk: ImageEncoder) -> None:

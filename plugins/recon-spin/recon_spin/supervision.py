@@ -31,17 +31,16 @@ class Target:
     error: Float[Tensor, " B"]
 
 
-def crop_camera(batch: Mapping[str, Any]) -> Camera:
-    """The camera of the augmented crops."""
-    K = batch["K"]
+def crop_camera(K: Float[Tensor, "B 3 3"], side: int) -> Camera:
+    """The camera of augmented crops, `side` pixels wide and high."""
     eye = torch.eye(3).to(K).expand(len(K), 3, 3)
-    return Camera(K, eye, K.new_zeros(len(K), 3), (batch["image"].shape[-1], batch["image"].shape[-2]))
+    return Camera(K, eye, K.new_zeros(len(K), 3), (side, side))
 
 
-def observed(batch: Mapping[str, Any], skeleton: str = "lsp14") -> Observation:
-    """The 2D joints of a training batch as evidence for a fitter."""
+def observed(batch: Mapping[str, Any], side: int, skeleton: str = "lsp14") -> Observation:
+    """The 2D joints of a training batch of crops `side` pixels wide as evidence for a fitter."""
     joints = Keypoints(batch["keypoints2d"], batch["keypoints2d_confidence"], skeleton)
-    return Observation(camera=crop_camera(batch), keypoints=joints)
+    return Observation(camera=crop_camera(batch["K"], side), keypoints=joints)
 
 
 class Supervisor:
@@ -65,14 +64,15 @@ class Supervisor:
         self.reject, self.in_loop = reject, in_loop
         self.best = BestFits(body.shape_count)
 
-    def target(self, batch: Mapping[str, Any], regressed: BodyParameters) -> Target:
-        """The truth where it is given, the best fit so far elsewhere. Fits start at `regressed`."""
+    def target(self, batch: Mapping[str, Any], regressed: BodyParameters, side: int) -> Target:
+        """The truth where it is given, the best fit so far elsewhere. Fits start at `regressed`, a body in the camera
+        of the batch's crops, which are `side` pixels wide."""
         given = batch.get("has_pose", torch.zeros(len(regressed))).to(regressed.betas) > 0.5
         rows = torch.nonzero(~given).squeeze(1)
         parts = {name: value.index_select(0, rows) for name, value in _fit_fields(batch).items()}
         keys = [f"{batch['source'][i]}/{batch['id'][i]}" for i in rows.tolist()]
         if self.in_loop:
-            self._fit(self.fitter, keys, parts, regressed.detach()[rows])
+            self._fit(self.fitter, keys, parts, regressed.detach()[rows], side)
         fits = _to_crop(self.best.get(keys).to(regressed.betas.device), parts)
         pose, betas, translation = (x.clone() for x in (regressed.pose, regressed.betas, regressed.translation))
         if "pose" in batch:
@@ -86,7 +86,7 @@ class Supervisor:
         translation[rows] = torch.where(known[:, None], place, translation[rows])
         weight, error = torch.ones_like(betas[:, 0]), torch.zeros_like(betas[:, 0])
         error[rows] = fits.error
-        weight[rows] = (fits.error < self.reject * parts["image"].shape[-1]).to(weight)
+        weight[rows] = (fits.error < self.reject * side).to(weight)
         body = BodyParameters(pose.detach(), betas.detach(), translation.detach())
         return Target(body, weight, torch.where(error.isfinite(), error, torch.zeros_like(error)))
 
@@ -100,7 +100,7 @@ class Supervisor:
                 drawn = [subjects[i] for i in range(start, min(start + POPULATE_BATCH, len(subjects)))]
                 parts = {name: _stack([d[name] for d in drawn]) for name in _FIELDS}
                 keys = [f"{source.name}/{d['id']}" for d in drawn]
-                self._fit(self.starter, keys, parts, self._standing(len(drawn)))
+                self._fit(self.starter, keys, parts, standing(self.body, len(drawn)), drawn[0]["image"].shape[-1])
 
     def mean(self) -> tuple[Float[Tensor, "24 3 3"], Float[Tensor, " S"]]:
         """Mean pose and shape of the best fits that may supervise nothing but where a regressor starts."""
@@ -108,10 +108,12 @@ class Supervisor:
         rows = fits.error <= fits.error.median()
         return project_to_rotation(fits.pose[rows].mean(0)), fits.betas[rows].mean(0)
 
-    def _fit(self, fitter: Fitter, keys: Sequence[str], parts: Mapping[str, Tensor], initial: BodyParameters) -> None:
+    def _fit(
+        self, fitter: Fitter, keys: Sequence[str], parts: Mapping[str, Tensor], initial: BodyParameters, side: int
+    ) -> None:
         if keys:
             with torch.no_grad():
-                found = fitter.fit(observed(parts), initial, self.body, self.priors)
+                found = fitter.fit(observed(parts, side), initial, self.body, self.priors)
                 root = found.body.translation + self._rest_root(found.body.betas)
                 fits = Fits(found.body.pose, found.body.betas, root, found.report.reprojection_px)
                 offers = [(list(keys), _to_photo(fits, parts).to("cpu"))]
@@ -128,16 +130,17 @@ class Supervisor:
     def _rest_root(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B 3"]:
         return self.body.rest_joints(betas)[:, 0]
 
-    def _standing(self, count: int) -> BodyParameters:
-        """Upright, facing the camera, arms a little lowered, a few metres away; the fitter's camera stage places it."""
-        angles = torch.zeros(count, 24, 3)
-        angles[:, 0, 0] = torch.pi
-        angles[:, 16, 2], angles[:, 17, 2] = -0.9, 0.9
-        betas = torch.zeros(count, self.body.shape_count)
-        return BodyParameters(axis_angle_to_matrix(angles), betas, torch.tensor([0.0, 0.0, 5.0]).repeat(count, 1))
+
+def standing(body: BodyModel, count: int) -> BodyParameters:
+    """Upright, facing the camera, arms a little lowered, a few metres away; a fitter's camera stage places it."""
+    angles = torch.zeros(count, 24, 3)
+    angles[:, 0, 0] = torch.pi
+    angles[:, 16, 2], angles[:, 17, 2] = -0.9, 0.9
+    betas = torch.zeros(count, body.shape_count)
+    return BodyParameters(axis_angle_to_matrix(angles), betas, torch.tensor([0.0, 0.0, 5.0]).repeat(count, 1))
 
 
-_FIELDS = ("image", "K", "to_crop", "keypoints2d", "keypoints2d_confidence", "roll", "flipped")
+_FIELDS = ("K", "to_crop", "keypoints2d", "keypoints2d_confidence", "roll", "flipped")
 
 
 def _fit_fields(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ def test_fits_survive_the_way_to_the_photo_and_back_and_explain_every_augmentati
     for name in ("pose", "betas", "root"):
         torch.testing.assert_close(getattr(back, name), getattr(fits, name), atol=1e-5, rtol=1e-5)
     placed = BodyParameters(crop.pose, crop.betas, crop.root - body.rest_joints(crop.betas)[:, 0])
-    projected = supervision.crop_camera(batch).project(body.keypoints(placed, "lsp14"))
+    projected = supervision.crop_camera(batch["K"], SIDE).project(body.keypoints(placed, "lsp14"))
     # The free body is symmetric but for millimetres, which is what a mirror image leaves.
     torch.testing.assert_close(projected, batch["keypoints2d"], atol=0.5, rtol=0)
 
@@ -124,7 +124,7 @@ def test_truth_supervises_where_it_is_given_and_fits_elsewhere(pictures):
     mixture = Mixture([Source("photos", pictures), Source("rendered", Pictures(with_truth=True))], 8)
     batch = mixture.batch(0)
     assert 0 < batch["has_pose"].sum() < 8
-    target = method.supervisor.target(batch, _regressed(method, batch))
+    target = method.supervisor.target(batch, _regressed(method, batch), SIDE)
     given = batch["has_pose"] > 0
     torch.testing.assert_close(target.body.pose[given], batch["pose"][given])
     assert (target.weight[given] == 1).all()
@@ -176,8 +176,8 @@ def test_training_lowers_the_loss_and_a_resumed_run_ends_the_same(pictures, tmp_
 
 
 def test_missing_or_foreign_weights_are_one_line(tmp_path):
-    with pytest.raises(AssetError, match=r"spin\.weights"):
-        SPIN.from_assets(SPINConfig(), None)  # type: ignore[arg-type]
+    with pytest.raises(AssetError, match="No such file"):
+        SPIN.from_assets(SPINConfig(weights=str(tmp_path / "y.safetensors")), None)  # type: ignore[arg-type]
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
