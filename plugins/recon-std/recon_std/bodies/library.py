@@ -16,10 +16,22 @@ from recon_std.bodies.data import BodyData, is_body_file, load_body_file, save_b
 from recon_std.bodies.licensed import convert_smpl_file, is_smpl_file
 from recon_std.bodies.smpl import SMPLBody
 
-HOW_TO_ADD = "get its file from its owner, then `recon assets add FILE`"
-_LICENSED = re.compile("smpl[hx]?(-|$)")
+_LICENSED = re.compile("(smpl[hx]?)(?:-(neutral|female|male))?$")
 
 SHIPPED = Path(__file__).parent / "data"
+
+
+def how_to_add(name: str) -> str:
+    """Where the owners of a licensed body ("smpl-neutral") give out which file, and what to do with it."""
+    found = _LICENSED.match(name)
+    model, gender = (found[1], found[2] or "neutral") if found else ("smpl", "neutral")
+    letter = gender if gender == "neutral" else gender[0]
+    file, archive, page = {
+        "smpl": (f"basicmodel_{letter}_lbs_10_207_0_v1.1.0.pkl", "SMPL_python_v.1.1.0.zip", "https://smpl.is.tue.mpg.de"),
+        "smplh": (f"{gender}/model.npz", "smplh.tar.xz", "https://mano.is.tue.mpg.de"),
+        "smplx": (f"SMPLX_{gender.upper()}.npz", "models_smplx_v1_1.zip", "https://smpl-x.is.tue.mpg.de"),
+    }[model]
+    return f"get {file} (in {archive}) from {page}, its owners' page, then `recon assets add {file}`"
 
 
 def bodies_folder() -> Path:
@@ -45,7 +57,7 @@ def load_body(name: str | Path = "free", dtype: torch.dtype = torch.float32) -> 
     files = body_files()
     if str(name) not in files:
         if _LICENSED.match(str(name)):
-            raise AssetError(f"body '{name}' is not here: {HOW_TO_ADD}")
+            raise AssetError(f"body '{name}' is not here: {how_to_add(str(name))}")
         raise unknown("body", str(name), files)
     return SMPLBody(load_body_file(files[str(name)]), dtype)
 
@@ -113,7 +125,7 @@ class LicensedBody:
 
     def missing(self) -> str:
         """How to get the file, or nothing when it is here."""
-        return "" if self.name in body_files() else f"{HOW_TO_ADD} (docs/bodies.md)"
+        return "" if self.name in body_files() else f"{how_to_add(self.name)} (docs/bodies.md)"
 
 
 LICENSED = SimpleNamespace(
