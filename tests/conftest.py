@@ -26,7 +26,7 @@ def run_python() -> Run:
     ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "400"} | (env or {})
         return subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False, env=environment
+            [sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=False, env=environment
         )
 
     return run

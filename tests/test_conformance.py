@@ -204,9 +204,137 @@ ALSO = {
 }
 
 
+# The same for the other parts: what is registered, as which kind, and what it is told.
+BAD_PARTS = """
+import random
+from dataclasses import replace
+
+import torch
+
+from recon_core.interfaces import Dataset, Detector, Encoder, Loss
+from recon_core.plugins import registry
+from recon_core.structures import Detection, Features, LossValue
+from recon_std.fitters.smplify import SmplifyFitter
+from recon_std.priors.shape import ShapePrior
+from recon_std.renderers.warp import WarpRenderer
+
+
+def _free(change):
+    body = registry().create("body", "free")
+    body.forward = change(body.forward)
+    return body
+
+
+def mixing_body():
+    return _free(lambda pose: lambda p: replace(pose(p), vertices=pose(p).vertices - pose(p).vertices.mean((0, 1))))
+
+
+def stiff_body():
+    return _free(lambda pose: lambda p: pose(replace(p, betas=p.betas.detach())))
+
+
+def crooked_body():
+    body = registry().create("body", "free")
+    keypoints = body.keypoints
+    body.keypoints = lambda p, skeleton: keypoints(p, skeleton) + 0.1
+    return body
+
+
+class SummingPrior(ShapePrior):
+    def log_prob(self, values, context=None):
+        return super().log_prob(values, context).sum().reshape(1)
+
+
+class FicklePrior(ShapePrior):
+    def sample(self, count, context=None, generator=None):
+        return torch.rand(1, count, self.dims)
+
+
+class SummingLoss(Loss):
+    def forward(self, prediction, target):
+        return LossValue((prediction["betas"] - target["betas"]).square().sum().reshape(1))
+
+
+class StuckLoss(Loss):
+    def __init__(self):
+        super().__init__()
+        self.penalty = lambda x: x
+
+    def forward(self, prediction, target):
+        return LossValue((prediction["betas"] - target["betas"]).square().sum(1))
+
+
+class BoastfulFitter(SmplifyFitter):
+    def fit(self, *arguments, **named):
+        result = super().fit(*arguments, **named)
+        return replace(result, report=replace(result.report, energy=result.report.initial_energy * 2))
+
+
+class RestlessFitter(SmplifyFitter):
+    def fit(self, *arguments, **named):
+        result = super().fit(*arguments, **named)
+        moved = result.body.translation + 0.01 * random.random()
+        return replace(result, body=replace(result.body, translation=moved))
+
+
+class ObliviousFitter(SmplifyFitter):
+    def fit(self, observation, initial, *arguments, **named):
+        return initial if observation.keypoints is None else super().fit(observation, initial, *arguments, **named)
+
+
+class OpaqueRenderer(WarpRenderer):
+    def soft_silhouette(self, *arguments, **named):
+        return super().soft_silhouette(*arguments, **named).detach()
+
+
+class MixingEncoder(Encoder):
+    inputs = frozenset({"image"})
+
+    def forward(self, observation):
+        color = observation.image.mean((2, 3))
+        return Features(color - color.mean(0))
+
+
+class GhostDetector(Detector):
+    gives = frozenset({"box"})
+
+    def detect(self, image):
+        return [Detection((0, 0, 9, 9), 1.0)]
+
+
+class ObscureDataset(Dataset):
+    def __init__(self, location=None, config=None):
+        super().__init__(location, config)
+        raise KeyError("index")
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"id": "one"}
+"""
+
+PART_FAULTS = {
+    ("body", "mixing_body"): ("test_a_body_is_posed_row_by_row", "one body by itself: vertices differs"),
+    ("body", "stiff_body"): ("test_gradients_reach_pose_shape_and_place", "no gradient reaches betas"),
+    ("body", "crooked_body"): ("test_its_keypoints_are_those_of_its_mesh", "keypoints(smpl24):  differs by up to 0.1"),
+    ("prior", "SummingPrior"): ("test_a_prior_gives_one_density_a_row", "log_prob is [1], not one number a row"),
+    ("prior", "FicklePrior"): ("test_samples_and_mode_of_a_prior_are_values_of_it", "sample(5) a second time"),
+    ("loss", "SummingLoss"): ("test_a_loss_gives_one_number_a_sample", "per_sample has 1 rows"),
+    ("loss", "StuckLoss"): ("test_it_can_be_sent_to_another_process", "it cannot be pickled"),
+    ("fitter", "BoastfulFitter"): ("test_a_fitter_reports_on_every_subject_and_makes_none_worse", "the energy rose"),
+    ("fitter", "RestlessFitter"): ("test_a_fit_is_the_same_alone_and_again", "a second time: translation differs"),
+    ("fitter", "ObliviousFitter"): ("test_a_fitter_says_in_one_line_that_there_is_nothing_to_fit_to", "should raise"),
+    ("renderer", "OpaqueRenderer"): ("test_a_renderer_sees_a_ball", "does not require grad"),
+    ("encoder", "MixingEncoder"): ("test_an_encoder_gives_features_row_by_row", "one subject by itself"),
+    ("detector", "GhostDetector"): ("test_a_detector_finds_nobody_in_an_empty_picture", "Detection"),
+    ("dataset", "ObscureDataset"): ("test_a_data_set_is_read_or_says_what_it_needs", "KeyError"),
+}
+
+
 @pytest.fixture(scope="module")
 def bad_site(tmp_path_factory) -> Path:
-    """Three packages: one of bad methods, one that imports torch, one without a licence."""
+    """Packages of bad methods and bad parts, one that imports torch, one without a licence, and one that is broken."""
     site = tmp_path_factory.mktemp("bad")
 
     def install(package: str, files: dict[str, str], licence: str = "License-Expression: MIT\n") -> None:
@@ -223,20 +351,26 @@ def bad_site(tmp_path_factory) -> Path:
         f'    register.method("{name.lower()}", "bad_methods:{name}", summary="bad")' for name in ["Good", *FAULTS]
     ]
     install("bad-pkg", {"bad_pkg.py": head + "\n".join(lines), "bad_methods.py": BAD_METHODS})
+    calls = [f'    register.{kind}("{name.lower()}", "bad_parts:{name}", summary="bad")' for kind, name in PART_FAULTS]
+    install("parts-pkg", {"parts_pkg.py": head + "\n".join(calls), "bad_parts.py": BAD_PARTS})
     install("heavy-pkg", {"heavy_pkg.py": "import torch\n" + head + "    pass\n"})
     install("unlicensed-pkg", {"unlicensed_pkg.py": head + "    pass\n"}, licence="")
     install("broken-pkg", {"broken_pkg.py": "1 / 0\n"})
     return site
 
 
-def test_each_bad_plugin_fails_its_check(check, bad_site):
+def failures_of(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """By part: what each check that it fails says."""
+    failed: dict[str, dict[str, str]] = {}
+    for name, parts in found.items():
+        for part, said in parts.items():
+            failed.setdefault(part, {}).update({} if said in ("passed", "skipped") else {name: said})
+    return failed
+
+
+def test_each_bad_package_and_method_fails_its_check(check, bad_site):
     found = check("bad_pkg", "heavy-pkg", "unlicensed_pkg", "broken_pkg", path=[bad_site])
-    failures = {
-        part: {
-            name: parts[part] for name, parts in found.items() if parts.get(part, "passed") not in ("passed", "skipped")
-        }
-        for part in {p for parts in found.values() for p in parts}
-    }
+    failures = failures_of(found)
     assert failures["method good"] == {}
     for name, (check_name, message) in FAULTS.items():
         failed = failures[f"method {name.lower()}"]
@@ -249,6 +383,18 @@ def test_each_bad_plugin_fails_its_check(check, bad_site):
     # Every check of methods has a plugin that fails it, but for the one that needs a GPU.
     unproven = {name for name, parts in found.items() if "method good" in parts} - {c for c, _ in FAULTS.values()}
     assert unproven == {"test_cpu_and_gpu_agree"}
+
+
+def test_each_bad_part_fails_its_check(check, bad_site):
+    found = check("parts_pkg", path=[bad_site])
+    failures = failures_of(found)
+    for (kind, name), (check_name, message) in PART_FAULTS.items():
+        failed = failures[f"{kind} {name.lower()}"]
+        assert message in failed.get(check_name, ""), (name, failed)
+    common = {"test_what_it_names_is_there_and_fulfils_its_interface", "test_it_tells_its_licence"}
+    common |= {"test_it_registers_without_heavy_imports"}
+    common |= {"test_its_settings_survive_a_round_trip_and_refuse_unknown_names"}
+    assert found.keys() - common == {check_name for check_name, _ in PART_FAULTS.values()}
 
 
 def test_an_unknown_plugin_is_refused_in_one_line(run_python):
