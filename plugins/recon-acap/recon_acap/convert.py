@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recon_acap.network import BodyEmbedding, EmbeddingConfig, Template, save_embedding
-from recon_core.errors import AssetError
+from recon_core.errors import AssetError, ReconError
 from recon_core.torch_files import StoredTensor, open_torch_file
 
 _BRANCHES = {"s": "shape", "p": "pose"}
@@ -122,12 +122,15 @@ def main() -> None:
     parser.add_argument("--template", type=Path, required=True, help="template.obj")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file for load_embedding")
     options = parser.parse_args()
-    files = {"vs_scale": options.scales, "ps_scale": options.part_scales}
-    bounds = {name: torch.from_numpy(read_numbers(path).astype(np.float32)) for name, path in files.items()}
-    reference, faces = read_obj(options.template)
-    embedding = convert(bounds | read_checkpoint(options.checkpoint), read_numbers(options.mask), reference, faces)
+    try:
+        files = {"vs_scale": options.scales, "ps_scale": options.part_scales}
+        bounds = {name: torch.from_numpy(read_numbers(path).astype(np.float32)) for name, path in files.items()}
+        state = bounds | read_checkpoint(options.checkpoint)
+        embedding = convert(state, read_numbers(options.mask), *read_obj(options.template))
+    except ReconError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     save_embedding(embedding, options.output, torch.float32)
-    print(f"{options.output}: {len(reference)} vertices, {embedding.config.parts} parts, no encoder")
+    print(f"{options.output}: {embedding.config.vertices} vertices, {embedding.config.parts} parts, no encoder")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon_acap.network import Template
-from recon_core.errors import TrainingError, UsageError
+from recon_core.errors import ReconError, TrainingError, UsageError
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.geometry.topology import edges
 from recon_core.interfaces import Settings
@@ -194,11 +194,12 @@ def main() -> None:
     parser.add_argument("--meshes", type=int, default=PeopleConfig.model_fields["meshes"].default)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    people = make_people(PeopleConfig(meshes=options.meshes, seed=options.seed), options.mocap)
-    path = save_people(people, options.output)
-    print(
-        f"{path}: {len(people['train'])} posed meshes of {len(people['train']) // 2} people, {len(people['test'])} held out"
-    )
+    try:
+        people = make_people(PeopleConfig(meshes=options.meshes, seed=options.seed), options.mocap)
+    except ReconError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    path, known, held_out = save_people(people, options.output), people["train"], people["test"]
+    print(f"{path}: {len(known)} posed meshes of {len(known) // 2} people, {len(held_out)} held out")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def principal_components(
     centred = rows - mean
     values, vectors = torch.linalg.eigh((centred @ centred.T).double())
     values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    kept = values > 1e-10 * values[0]
+    kept = values > 1e-6 * values[0]
     values, vectors = values[kept], vectors[:, kept]
     directions = (vectors.T.to(centred) @ centred) / values.sqrt()[:, None].to(centred)
     return mean, directions, (values / len(rows)).sqrt().to(centred)

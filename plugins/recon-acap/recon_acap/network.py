@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -78,7 +79,7 @@ def scaling(bounds: Float[Tensor, "2 N9"]) -> FeatureScaling:
 def perceptron(*sizes: int) -> nn.Sequential:
     """Units of a fully connected layer and a tanh (appendix)."""
     units: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         units += [nn.Linear(before, after), nn.Tanh()]
     return nn.Sequential(*units)
 

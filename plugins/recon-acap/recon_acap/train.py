@@ -27,6 +27,7 @@ from recon_acap.features import AcapCodec, part_features
 from recon_acap.low_rank import compress, fold
 from recon_acap.network import BodyEmbedding, EmbeddingConfig, Template, Variant, save_embedding, scaling
 from recon_acap.objective import FINE_TUNING, Batch, Weights, objective
+from recon_core.errors import ReconError
 from recon_core.interfaces import Settings
 from recon_std.bodies import load_body
 from recon_std.bodies.smpl import SMPLBody
@@ -255,7 +256,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     config = TrainConfig(**(tomllib.loads(options.config.read_text()) if options.config else {}))
-    data = prepare(config, options.data)
+    try:
+        data = prepare(config, options.data)
+    except ReconError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     if not options.compare:
         train(config, data, options.out, options.device)
         return
