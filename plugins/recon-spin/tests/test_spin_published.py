@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from recon_core.assets import Assets
@@ -16,6 +21,9 @@ from recon_core.testing.parity import Parity, parity_folder
 from recon_spin.convert import SPINImporter
 from recon_spin.method import SPIN, SPINConfig
 from recon_std.bodies import load_body
+from recon_std.bodies.data import load_body_file
+from recon_std.bodies.library import SHIPPED
+from recon_std.bodies.licensed import smpl_arrays
 
 pytestmark = pytest.mark.skipif(
     not (parity_folder() / "spin.keys.json").is_file(), reason=f"no parity kit in {parity_folder()}"
@@ -134,3 +142,41 @@ def test_another_body_is_refused(store: Assets) -> None:
 def test_the_catalogue_says_what_the_importer_says() -> None:
     asset = catalogue().assets[SPINImporter.asset]
     assert (asset.licence, asset.source.page) == (SPINImporter.licence, SPINImporter.origin)
+
+
+def _smpl_file(folder: Path) -> Path:
+    """The free body cut to SMPL's number of vertices, in the layout and under the name of SMPL's file."""
+    content, count = smpl_arrays(load_body_file(SHIPPED / "free.npz")), 6890
+    content |= {name: content[name][:count] for name in ("v_template", "shapedirs", "posedirs", "weights")}
+    regressor = content["J_regressor"][:, :count]
+    faces = content["f"]
+    content |= {"J_regressor": regressor / regressor.sum(1, keepdims=True), "f": faces[(faces < count).all(1)]}
+    path = folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path
+
+
+def test_from_the_published_file_to_a_body_on_the_command_line(published: Path, tmp_path: Path) -> None:
+    data = pytest.importorskip("skimage.data", reason="scikit-image, whose astronaut is the photo, is not installed")
+    Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
+
+    def recon(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"RECON_ASSETS_DIR": str(tmp_path / "assets")}
+        command = [sys.executable, "-m", "recon_core.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    run = ("run", "--method", "spin", "--set", "spin.weights=published", "--box", "60,0,360,512", "astronaut.png")
+    added = recon("assets", "add", "spin", str(published))
+    assert added.returncode == 0, added.stderr
+    refused = recon(*run)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert "https://smpl.is.tue.mpg.de" in line
+    assert "`recon assets add basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl`" in line
+    added = recon("assets", "add", _smpl_file(tmp_path).name)
+    assert added.returncode == 0, added.stderr
+    done = recon(*run)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "astronaut" / "result.json").read_text())
+    assert record["settings"]["spin"]["weights"] == "published"
+    assert len(record["people"]) == 1
