@@ -232,8 +232,8 @@ class Loss(nn.Module, ABC):
 class Fitter(ABC):
     """(observation, initial, priors, losses) to the parameters that explain the observation.
 
-    default_priors: names of the priors it is given unless the user names others (`--prior`): registered ones, or
-    methods that bring one.
+    default_priors: names of the priors it is given unless the user names others over the same part of the body
+    (`--prior`, `recon_core.fitting.choose_priors`): registered ones, or methods that bring one.
     """
 
     Config: ClassVar[type[Settings]] = Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -370,3 +371,18 @@ def test_priors_that_do_not_fit_are_refused(body, near, priors, photo):
         SmplifyFitter().fit(photo, dataclasses.replace(near, betas=near.betas[:, :8]), body, {"shape": ShapePrior()})
     with pytest.raises(UsageError, match="draws initial poses from a prior over the pose"):
         SmplifyFitter(SmplifySettings(starts=3)).fit(photo, near, body, {"shape": ShapePrior()})
+
+
+def test_the_example_of_several_views_in_the_documentation(body, truth, capsys):
+    page = Path(__file__).resolve().parents[3] / "docs/fitting.md"
+    program = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    cameras = views_of(2)
+    points = cameras.project(body.keypoints(truth[torch.tensor([0, 0])], "openpose25"))
+    given = {"K": cameras.K, "R": cameras.R, "t": cameras.t, "points": points, "confidence": torch.ones(2, 25)}
+    exec(compile(program, page, "exec"), given)
+    result = given["result"]
+    assert capsys.readouterr().out.startswith("converged")
+    torch.testing.assert_close(result.body.translation[0], result.body.translation[1])
+    # Two views know where in the world the person stands.
+    found, true = (body.keypoints(b, "openpose25") for b in (result.body[0], truth[0]))
+    assert mpjpe(found, true).max() < 60

@@ -67,25 +67,29 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
         if not len(left) or count == iterations:
             break
         settled = better & (fall <= SETTLED * energy) if second_order else torch.zeros_like(better)
-        refused = (~better & ~ended).nonzero()[:, 0]
-        kept = model[refused] if len(refused) else None
-        early = not objective.rematches and not hasattr(at, "rows")
-        if early:
-            model = objective.linearize(at, settled)
-        if len(left) < len(rows):
-            objective, variables, at = objective.rows(left), variables[left], at if early else at.rows(left)
-            energy, lam, rows, better, settled = energy[left], lam[left], rows[left], better[left], settled[left]
-            model = model[left] if early else model
+        refused = (~better[left]).nonzero()[:, 0]
+        kept = model[left[refused]]
         if objective.rematches:
-            objective = objective.matched(variables)
-            at = objective.evaluate(variables)
-            energy, model = at.energy, objective.linearize(at, settled)
-            continue
-        if not early:
-            model = objective.linearize(at, settled)
-        if kept is not None:
-            model = model.replaced((~better).nonzero()[:, 0], kept)
+            objective = objective.rows(left).matched(variables[left])
+            at = objective.evaluate(variables[left])
+            model = objective.linearize(at, settled[left])
+            energy = at.energy
+        else:
+            objective, model = _of_rows(left, objective, at, settled)
+            model, energy = model.replaced(refused, kept), energy[left]
+        variables, lam, rows = variables[left], lam[left], rows[left]
     return found
+
+
+def _of_rows(left: Int[Tensor, " M"], objective: Any, at: Any, settled: Bool[Tensor, " N"]) -> tuple[Any, Quadratic]:
+    """The objective of some rows and its linearization. Rows that have ended are not linearized where the evaluation
+    can be cut to the others (`rows`)."""
+    if len(left) == len(settled):
+        return objective, objective.linearize(at, settled)
+    some = objective.rows(left)
+    if hasattr(at, "rows"):
+        return some, some.linearize(at.rows(left), settled[left])
+    return some, objective.linearize(at, settled)[left]
 
 
 def _step(model: Quadratic, lam: Float[Tensor, " N"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:

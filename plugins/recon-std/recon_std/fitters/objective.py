@@ -64,6 +64,8 @@ class Quadratic(Batched):
 
     def replaced(self, rows: Tensor, other: Quadratic) -> Quadratic:
         """This, with some rows taken from another, which has just these."""
+        if not len(rows):
+            return self
         for name in ("gradient", "data", "prior", "floor"):
             getattr(self, name)[rows] = getattr(other, name)
         return self
