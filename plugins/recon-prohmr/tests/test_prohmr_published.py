@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import Tensor
 from recon_core.assets import Assets
 from recon_core.catalogue import catalogue
 from recon_core.errors import AssetError, InputError, UsageError
-from recon_core.geometry.cameras import weak_perspective_to_translation
+from recon_core.geometry.cameras import crop_affine, weak_perspective_to_translation
 from recon_core.structures import Camera, Observation
 from recon_core.testing.parity import Parity, parity_folder
 from recon_prohmr.convert import LiftImporter, ProHMRImporter
 from recon_prohmr.lifting import load_lift
 from recon_prohmr.method import ProHMR, ProHMRConfig
 from recon_prohmr.network import pose_from_6d
+from recon_prohmr.published import PublishedProHMR
 from recon_std.bodies import load_body
 
 pytestmark = pytest.mark.skipif(
@@ -111,6 +113,14 @@ def test_the_method_stands_the_crops_body_in_the_full_picture(people: Parity, st
     prior = method.prior()
     density = prior.log_prob(network.flow.mode(network.encode(image)), found.context)
     people.check("mode/log_prob", density[:, None])
+
+
+def test_the_crop_is_the_published_one(people: Parity) -> None:
+    with np.load(people.folder / "geometry.golden.npz") as golden:
+        where, wanted = golden["prohmr_crop/center_size"], golden["prohmr_crop/affine"]
+    center, side = torch.from_numpy(where).split([2, 1], 1)
+    found = crop_affine(torch.cat([center - side / 2, side, side], 1), PublishedProHMR.crop_size)
+    torch.testing.assert_close(found.double(), torch.from_numpy(wanted).double(), atol=1e-3, rtol=1e-5)
 
 
 def test_another_body_is_refused(store: Assets) -> None:

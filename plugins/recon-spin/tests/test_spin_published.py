@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor
 from recon_core.assets import Assets
 from recon_core.catalogue import catalogue
 from recon_core.errors import AssetError, UsageError
+from recon_core.geometry.cameras import crop_affine, invert_affine, transform_points
 from recon_core.testing.parity import Parity, parity_folder
 from recon_spin.convert import SPINImporter
 from recon_spin.method import SPIN, SPINConfig
@@ -132,6 +134,16 @@ def test_a_malicious_pickle_is_refused_unrun(tmp_path: Path, zipped: bool) -> No
     path.write_bytes(pickle.dumps(_Evil()))
     with pytest.raises(AssetError, match=r"evil.pt: refused: it asks for .*eval"):
         SPINImporter().matches(path)
+
+
+def test_the_crop_is_the_published_one_before_its_rounding(kit: Parity) -> None:
+    """The published crop begins and ends at whole pixels, and so is up to a pixel larger on each side."""
+    with np.load(kit.folder / "geometry.golden.npz") as golden:
+        where, corners = golden["spin_crop/center_scale"], golden["spin_crop/ul_br"]
+    center, side = torch.from_numpy(where[:, :2]), 200 * torch.from_numpy(where[:, 2:])
+    shown = invert_affine(crop_affine(torch.cat([center - side / 2, side, side], 1), SPIN.crop_size))
+    ends = transform_points(shown, torch.tensor([[[0.0, 0.0], [224.0, 224.0]]]).to(shown).expand(len(shown), 2, 2))
+    assert (ends.flatten(1) - torch.from_numpy(corners)).abs().max() <= 1.5
 
 
 def test_another_body_is_refused(store: Assets) -> None:
