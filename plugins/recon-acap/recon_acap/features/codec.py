@@ -64,7 +64,8 @@ class AcapCodec:
             connectivity = Connectivity(connectivity, faces)
         self.connectivity = connectivity
         self.consistency = Consistency(connectivity)
-        operators = _Operators(connectivity, normal_share)
+        self._centre = connectivity.reference.mean(0)
+        self.operators = operators = Operators(connectivity, normal_share)
         self._affine = SparseMap(operators.affine)
         self._normal_response = operators.normal_response
         self._face_sum = SparseMap(operators.face_sum) if normal_share else None
@@ -133,7 +134,7 @@ class AcapCodec:
         right = self._right_side(map_columns(to_affine(features)))
         points = self._system(right).unflatten(1, (-1, 3)).transpose(0, 1)
         if index is None:
-            return points + (self.connectivity.reference.to(points).mean(0) - points.mean(1, keepdim=True))
+            return points + (self._centre.to(points) - points.mean(1, keepdim=True))
         shift = places - points[:, index]
         if self.connectivity.bridged:
             return points + shift.mean(1, keepdim=True)
@@ -181,7 +182,7 @@ class AcapCodec:
         return (response[:, :, None, None] * unit[:, None]).reshape(3 * len(unit), -1)
 
 
-class _Operators:
+class Operators:
     """The constant matrices of equations 1 and 6. Rows 3 i to 3 i + 2 of a map T are the columns of T_i."""
 
     def __init__(self, mesh: Connectivity, normal_share: float) -> None:

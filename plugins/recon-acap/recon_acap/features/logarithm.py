@@ -15,8 +15,6 @@ from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_quater
 
 UPPER = (0, 1, 2, 4, 5, 8)
 """Where the stretch's numbers (xx, xy, xz, yy, yz, zz) lie in a row-major 3 x 3 matrix."""
-WHOLE = (0, 1, 2, 1, 3, 4, 2, 4, 5)
-"""Where a row-major symmetric 3 x 3 matrix finds its entries among these six."""
 
 NO_ROTATION = {torch.float32: 2e-6, torch.float64: 1e-8}
 """Sine of half the angle of a rotation that counts as none."""
@@ -41,7 +39,8 @@ def to_affine(features: Float[Tensor, "B V 9"]) -> Float[Tensor, "B V 3 3"]:
 
 def stretch(features: Float[Tensor, "B V 9"]) -> Float[Tensor, "B V 3 3"]:
     """The symmetric matrix S of features."""
-    return features[..., 3:][..., list(WHOLE)].unflatten(-1, (3, 3))
+    xx, xy, xz, yy, yz, zz = features[..., 3:].unbind(-1)
+    return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
 
 
 class _Features(torch.autograd.Function):
