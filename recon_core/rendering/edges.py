@@ -48,10 +48,19 @@ class Outline:
         return flat.index_put((target,), step, accumulate=True).reshape(B, C, H, W)
 
 
-def outline(scene: Scene, camera: Camera, fragments: Fragments, near: float = 0.01) -> Outline:
-    """The outline of what `fragments` covers, for antialiasing. `near` as given to the rasteriser."""
+def outline(
+    scene: Scene,
+    camera: Camera,
+    fragments: Fragments,
+    near: float = 0.01,
+    screen: Float[Tensor, "N 3"] | None = None,
+) -> Outline:
+    """The outline of what `fragments` covers, for antialiasing. `near` as given to the rasteriser.
+
+    screen: `scene.project(camera)`, from who has it already.
+    """
     camera = scene.cameras(camera)
-    screen = scene.project(camera)
+    screen = scene.project(camera) if screen is None else screen
     clip = None if camera.orthographic else near
     covered = fragments.face >= 0
     with torch.no_grad():
@@ -71,12 +80,12 @@ def _contours(
         B, V = mesh.vertices.shape[:2]
         points = screen[first : first + B * V].reshape(B, V, 3)
         known = edges(mesh.faces)
-        # Pictures last: a gather then copies B neighbouring numbers at once.
+        # All that is known of a vertex in a row: a gather then copies 2 B neighbouring numbers at once.
         columns = mesh.faces.T.contiguous()
-        (u0, u1, u2), (v0, v1, v2) = (
-            [points[..., k].T.contiguous().index_select(0, c) for c in columns] for k in (0, 1)
-        )
-        front = (u1 - u0) * (v2 - v0) > (v1 - v0) * (u2 - u0)
+        flat = points[..., :2].permute(1, 2, 0).reshape(V, 2 * B)
+        p0, p1, p2 = (flat.index_select(0, c) for c in columns)
+        (u1, v1), (u2, v2) = (p1 - p0).split(B, 1), (p2 - p0).split(B, 1)
+        front = u1 * v2 > v1 * u2
         if near is not None:
             # Dividing by a negative depth mirrors a point, and so the turn of its face.
             behind = points[..., 2].T < 0

@@ -156,6 +156,15 @@ def _joined(parts: list[Tensor], nothing: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else nothing
 
 
+def _check_indices(indices: Int[Tensor, "F 3"], count: int, who: str, what: str, name: str) -> None:
+    if indices.numel():
+        low, high = (int(v) for v in indices.aminmax())
+        if low < 0 or high >= count:
+            raise UsageError(
+                f"{who} has {count} {what}, but its {name} {low if low < 0 else high}: indices must be 0..{count - 1}"
+            )
+
+
 def _check(mesh: Mesh, index: int, first: Mesh) -> None:
     vertices, faces = mesh.vertices, mesh.faces
     if vertices.dtype != first.vertices.dtype or vertices.device != first.vertices.device:
@@ -165,13 +174,7 @@ def _check(mesh: Mesh, index: int, first: Mesh) -> None:
         )
     if faces.device != vertices.device:
         raise UsageError(f"mesh {index} has faces on {faces.device} and vertices on {vertices.device}: use one device")
-    if faces.numel():
-        low, high = (int(v) for v in faces.aminmax())
-        if low < 0 or high >= vertices.shape[1]:
-            raise UsageError(
-                f"mesh {index} has {vertices.shape[1]} vertices, but its faces name vertex {low if low < 0 else high}: "
-                f"indices must be 0..{vertices.shape[1] - 1}"
-            )
+    _check_indices(faces, vertices.shape[1], f"mesh {index}", "vertices", "faces name vertex")
     # A sum is finite exactly when all its terms are (short of overflow), and costs one pass.
     if not torch.isfinite(vertices.detach().sum()) and not torch.isfinite(vertices).all():
         bad = (~torch.isfinite(vertices)).nonzero()[0].tolist()
@@ -179,6 +182,7 @@ def _check(mesh: Mesh, index: int, first: Mesh) -> None:
     if mesh.texture is not None:
         if mesh.uv is None or mesh.uv_faces is None:
             raise UsageError(f"mesh {index} has a texture but no UV coordinates: give uv and uv_faces, or colors")
+        _check_indices(mesh.uv_faces, len(mesh.uv), f"mesh {index}", "UV coordinates", "uv_faces name coordinate")
         if len(mesh.texture) != len(mesh):
             raise UsageError(f"mesh {index} has {len(mesh)} rows and {len(mesh.texture)} textures: give one a row")
     if mesh.uv_faces is not None and len(mesh.uv_faces) != len(faces):

@@ -130,6 +130,8 @@ def test_unusable_scenes_are_named() -> None:
     refused("faces name vertex -1: indices must be 0..3", dataclasses.replace(good, faces=good.faces - 1))
     refused("mesh 0 has a NaN or infinite vertex: row 0, vertex 2", dataclasses.replace(good, vertices=nan))
     refused("texture but no UV", Mesh(good.vertices, good.faces, texture=torch.zeros(1, 3, 2, 2)))
+    outside = dataclasses.replace(good, texture=torch.zeros(1, 3, 2, 2), uv=torch.zeros(3, 2), uv_faces=good.faces)
+    refused("mesh 0 has 3 UV coordinates, but its uv_faces name coordinate 3: indices must be 0..2", outside)
     refused("2 textures: give one a row", dataclasses.replace(good, texture=torch.zeros(2, 3, 2, 2)))
     refused("1 uv_faces: they must correspond", dataclasses.replace(good, uv_faces=good.faces[:1]))
     refused("give one color a vertex", dataclasses.replace(good, colors=torch.zeros(1, 3, 3)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon_core.errors import UsageError
 from recon_core.interfaces import Renderer
-from recon_core.rendering import FaceProbabilities, Fragments, Scene, SoftSettings
+from recon_core.rendering import FaceProbabilities, Fragments, Scene, SoftSettings, outline
 from recon_core.structures import Camera, Mesh
 from recon_std.renderers.warp.hard import Rasterize
 from recon_std.renderers.warp.soft import CoverageList, CoverageSum, NearestCoverageSum, Reach
@@ -29,12 +29,17 @@ class WarpRenderer(Renderer):
 
     def rasterize(self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, near: float = 0.01) -> Fragments:
         scene = Scene.separate(meshes)
-        width, height = camera.size
-        size = (scene.pictures, height, width)
-        if not len(scene.faces):
-            return Fragments.empty(size, camera.K)
+        return _fragments(scene, _screen(scene, camera), camera, near)
+
+    def silhouette(
+        self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, near: float = 0.01
+    ) -> Float[Tensor, "B 1 H W"]:
+        # As in the base class, with one projection for both.
+        scene = Scene.separate(meshes)
         screen = _screen(scene, camera)
-        return Fragments(*Rasterize.apply(screen, scene.faces, scene.face_picture, size, camera.orthographic, near))
+        fragments = _fragments(scene, screen.detach(), camera, near)
+        covered = fragments.mask.to(screen.dtype)
+        return outline(scene, camera, fragments, near, screen).blend(covered).clamp(0, 1)
 
     def soft_silhouette(
         self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, settings: SoftSettings | None = None
@@ -60,6 +65,14 @@ class WarpRenderer(Renderer):
             return FaceProbabilities(none, none, camera.K.new_zeros(0), limits.size, 0)
         face, pixel, square = CoverageList.apply(_screen(scene, camera), scene.faces, scene.face_picture, limits)
         return FaceProbabilities(face, pixel, torch.sigmoid(square * scale), limits.size, len(scene.faces))
+
+
+def _fragments(scene: Scene, screen: Float[Tensor, "N 3"], camera: Camera, near: float) -> Fragments:
+    width, height = camera.size
+    size = (scene.pictures, height, width)
+    if not len(scene.faces):
+        return Fragments.empty(size, camera.K)
+    return Fragments(*Rasterize.apply(screen, scene.faces, scene.face_picture, size, camera.orthographic, near))
 
 
 def _screen(scene: Scene, camera: Camera) -> Float[Tensor, "N 3"]:
