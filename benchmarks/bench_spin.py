@@ -54,11 +54,13 @@ def log_of(folder: Path, mode: str) -> list[dict[str, Any]]:
 def comparison(folder: Path) -> None:
     """Both trainings at their start, after a report or two, and at their end."""
     logs = {name: log_of(folder, mode) for name, mode in MODES.items()}
-    first, last = (next(iter(logs.values()))[i] for i in (0, -1))
-    print(f"Static fits against fits in the loop: same seed, samples, start and {last['step']} steps; from the logs")
+    step = min(log[-1]["step"] for log in logs.values())
+    first, *_ = next(iter(logs.values()))
+    last = {name: next(line for line in log if line["step"] == step) for name, log in logs.items()}
+    print(f"Static fits against fits in the loop: same seed, samples, start and {step} steps; from the logs")
     print(f"{'':48}{'start':>9}" + "".join(f"{name:>14}" for name in logs) + f"{'difference':>13}")
     for key, (title, scale) in ROWS.items():
-        ends = [log[-1][key] * scale for log in logs.values()]
+        ends = [line[key] * scale for line in last.values()]
         print(
             f"{title:48}{first[key] * scale:9.2f}" + "".join(f"{v:14.2f}" for v in ends) + f"{ends[1] - ends[0]:+13.2f}"
         )

@@ -110,7 +110,7 @@ class Parts(nn.Module):
 
 
 @dataclass(frozen=True)
-class Tests:
+class HeldOut:
     """Held-out subjects: the fields of a batch, with "features" in the image's place."""
 
     rendered: dict[str, Any]
@@ -140,9 +140,9 @@ def train_both(
     sources = [Source("photos", train_photos, config.photos), Source("rendered", rendered, 1 - config.photos)]
     mixture = Mixture(sources, DRAWN, config.seed)
     assert method.body_model is not None
-    tests = Tests(
-        _with_features(first, rendered_people(method.body_model, mocap, config.rendered_tests, size)),
-        _with_features(first, photographed_people(val_photos)),
+    tests = HeldOut(
+        with_features(first, rendered_people(method.body_model, mocap, config.rendered_tests, size)),
+        with_features(first, photographed_people(val_photos)),
     )
     samples = draw_samples(config, first, mixture, out / "samples.pt")
     method.supervisor.populate(mixture)
@@ -158,7 +158,7 @@ def train_both(
         (out / mode).mkdir(exist_ok=True)
         every = lines + training.run(config.steps, samples, tests)
         (out / mode / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in every))
-        save_method(training.average.module, out / mode / "spin-lite.safetensors")
+        save_method(training.averaged, out / mode / "spin-lite.safetensors")
 
 
 def new_method(config: TrainConfig, in_loop: bool) -> SPIN:
@@ -166,7 +166,7 @@ def new_method(config: TrainConfig, in_loop: bool) -> SPIN:
     torch.manual_seed(config.seed)
     method = SPIN(config.spin.model_copy(update={"in_loop": in_loop}), load_body("free"))
     load_imagenet(method.trunk)
-    method.trunk.to(memory_format=torch.channels_last)
+    method.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method
 
 
@@ -181,7 +181,7 @@ def draw_samples(config: TrainConfig, first: Parts, mixture: Mixture, file: Path
     parts: list[dict[str, Any]] = []
     begun = time.perf_counter()
     for step in range(math.ceil(config.samples / DRAWN)):
-        parts.append(_with_features(first, mixture.batch(step)))
+        parts.append(with_features(first, mixture.batch(step)))
         if step % 10 == 9:
             print(f"{(step + 1) * DRAWN} samples, {time.perf_counter() - begun:.0f} s", flush=True)
     samples: dict[str, Any] = {}
@@ -192,7 +192,8 @@ def draw_samples(config: TrainConfig, first: Parts, mixture: Mixture, file: Path
     return samples
 
 
-def _with_features(first: Parts, batch: dict[str, Any]) -> dict[str, Any]:
+def with_features(first: Parts, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch with "features", what the frozen blocks give, in its pictures' place."""
     left_out = ("image", "mask", "has_image", "has_mask")
     kept = {name: value for name, value in batch.items() if name not in left_out}
     return kept | {"features": torch.cat([first.first(part) for part in batch["image"].split(64)])}
@@ -210,6 +211,13 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.learned, config.learning_rate, weight_decay=config.weight_decay)
         self.average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(config.average))
 
+    @property
+    def averaged(self) -> SPIN:
+        """The network with the average of its weights."""
+        method = self.average.module
+        assert isinstance(method, SPIN)
+        return method
+
     def copied(self, in_loop: bool) -> Training:
         """Another training at the same point, with a dictionary of its own."""
         method = new_method(self.config, in_loop)
@@ -221,7 +229,7 @@ class Training:
         copy.step, copy.seconds = self.step, self.seconds
         return copy
 
-    def run(self, until: int, samples: dict[str, Any], tests: Tests) -> list[dict[str, Any]]:
+    def run(self, until: int, samples: dict[str, Any], tests: HeldOut) -> list[dict[str, Any]]:
         """Train up to step `until`. Returns a line of figures every `report_every` steps, and at the very start."""
         lines = [] if self.step else [self._line({}, tests)]
         sums: dict[str, list[float]] = {}
@@ -250,9 +258,9 @@ class Training:
         terms = {**loss.terms, "loss": loss.per_sample, "gradient": norm}
         return {name: float(value.detach().mean()) for name, value in terms.items()}
 
-    def _line(self, means: dict[str, float], tests: Tests) -> dict[str, Any]:
+    def _line(self, means: dict[str, float], tests: HeldOut) -> dict[str, Any]:
         line = {"step": self.step, "seconds": self.seconds} | means | dictionary(self.method)
-        line |= figures(self.average.module, self.config.frozen_blocks, tests)
+        line |= figures(self.averaged, self.config.frozen_blocks, tests)
         line = {name: round(value, 4) for name, value in line.items()}
         print("in-loop" if self.method.config.in_loop else "static", json.dumps(line), flush=True)
         return line
@@ -265,7 +273,7 @@ def dictionary(method: SPIN) -> dict[str, float]:
 
 
 @torch.no_grad()
-def figures(method: SPIN, frozen_blocks: int, tests: Tests) -> dict[str, float]:
+def figures(method: SPIN, frozen_blocks: int, tests: HeldOut) -> dict[str, float]:
     """Means over the held-out subjects."""
     body, size = method.body_model, method.crop_size
     assert body is not None

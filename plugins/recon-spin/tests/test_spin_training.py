@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recon_core.assets import assets
 from recon_core.datasets import Mixture, Source
 from recon_core.errors import AssetError
 from recon_core.geometry.cameras import transform_points
@@ -16,6 +17,7 @@ from recon_core.training import TrainingSettings, train
 from recon_spin import supervision
 from recon_spin.best_fits import BestFits, Fits
 from recon_spin.method import SPIN, SPINConfig
+from recon_spin.train import HeldOut, Parts, TrainConfig, Training, batch_of, new_method, with_features
 from recon_std.bodies import load_body
 from recon_std.readers.augmentation import Augmentation, AugmentationSettings
 from recon_std.renderers.warp import WarpRenderer
@@ -184,3 +186,25 @@ def test_missing_or_foreign_weights_are_one_line(tmp_path):
     with pytest.raises(AssetError, match="not weights of spin") as error:
         SPIN.from_assets(SPINConfig(weights=str(tmp_path / "x.safetensors")), None)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_a_copied_training_goes_on_as_the_first_and_the_loop_is_all_that_differs(pictures):
+    if assets().status_of("efficientnet-lite0").state != "present":
+        pytest.skip(f"asset efficientnet-lite0 is not here: {assets().how_to_get('efficientnet-lite0')}")
+    network = SPINConfig(crop_size=SIDE, pooling="grid", dropout=0.1, fit_iterations=2)
+    config = TrainConfig(steps=3, shared_steps=1, batch=4, report_every=10, spin=network)
+    method = new_method(config, in_loop=False)
+    first = Parts(method, config.frozen_blocks).eval()
+    samples = with_features(first, _batch(pictures))
+    method.supervisor.populate(Mixture([Source("photos", pictures)], 8))
+    tests = HeldOut(with_features(first, _batch(Pictures(with_truth=True))), samples)
+    one = Training(config, method)
+    assert [line["step"] for line in one.run(config.shared_steps, samples, tests)] == [0, 1]
+    same, loop = (one.copied(in_loop) for in_loop in (False, True))
+    ends = [training.run(config.steps, samples, tests)[-1] for training in (one, same, loop)]
+    for line in ends:
+        assert line.pop("seconds") > 0
+    assert ends[0] == ends[1]
+    assert ends[2]["fits_mean_px"] < ends[1]["fits_mean_px"]
+    epoch = [batch_of(samples, step, config)["id"] for step in (0, 1)]
+    assert sorted(epoch[0] + epoch[1]) == sorted(samples["id"])
