@@ -96,8 +96,10 @@ def main() -> None:
     groups = posed.unflatten(0, (-1, 4))
     print("\nShape and pose apart             part rotations, degrees   bone lengths, %")
     print(f"{'':<24}{'mean':>10}{'median':>8}{'< 2':>8}{'mean':>10}{'median':>8}{'< 2':>8}")
-    print(apart("codes of ours", disentanglement(ours.codec, ours.part, exchanged(ours, posed))))
-    print(apart("the meshes themselves", disentanglement(ours.codec, ours.part, groups)))
+    decoded = exchanged(ours, posed)
+    print(apart("codes of ours", disentanglement(ours.codec, ours.part, decoded)))
+    print(apart("the true bodies", disentanglement(ours.codec, ours.part, groups)))
+    print(apart("ours beyond the true", disentanglement(ours.codec, ours.part, decoded, groups)))
 
 
 if __name__ == "__main__":

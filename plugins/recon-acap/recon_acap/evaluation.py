@@ -79,15 +79,31 @@ class Disentanglement(NamedTuple):
     stretched: Float[Tensor, "N 8"]
 
 
-def disentanglement(codec: AcapCodec, part: Int[Tensor, " V"], meshes: Float[Tensor, "N 4 V 3"]) -> Disentanglement:
-    """Of N groups of bodies, shape a in poses p and q, then shape b in p and q.
+def disentanglement(
+    codec: AcapCodec,
+    part: Int[Tensor, " V"],
+    meshes: Float[Tensor, "G 4 V 3"],
+    truth: Float[Tensor, "G 4 V 3"] | None = None,
+) -> Disentanglement:
+    """Of G groups of bodies, shape a in poses p and q, then shape b in p and q; N = 2 G pairs.
 
     turned: angle in degrees between the rotations of a part under the two shapes, in the same pose. stretched: change
-    of a bone's length between the two poses of the same shape.
+    of a bone's length between the two poses of the same shape. Both measures see something in perfect bodies too: a
+    part's best affine map turns with its shape, and where parts meet moves as a joint bends. With `truth`, what these
+    bodies show is taken off: the rotation beyond theirs, the change of length beyond theirs.
     """
+    turn, growth = _changes(codec, part, meshes)
+    if truth is None:
+        known_turn, known_growth = torch.eye(3).to(turn).expand_as(turn), torch.ones_like(growth)
+    else:
+        known_turn, known_growth = _changes(codec, part, truth)
+    return Disentanglement(torch.rad2deg(geodesic_distance(turn, known_turn)), (growth / known_growth - 1).abs())
+
+
+def _changes(codec: AcapCodec, part: Tensor, meshes: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K, 3, 3) rotations from shape a to b in the same pose, (N, 8) lengths in pose q over those in p."""
     flat = meshes.flatten(0, 1)
     rotation = part_rotations(codec, flat, part).unflatten(0, meshes.shape[:2])
-    turned = torch.rad2deg(geodesic_distance(rotation[:, :2], rotation[:, 2:]))
+    turn = rotation[:, :2].transpose(-1, -2) @ rotation[:, 2:]
     length = bone_lengths(flat, codec.connectivity.faces, part).unflatten(0, meshes.shape[:2])
-    stretched = (length[:, 1::2] / length[:, ::2] - 1).abs()
-    return Disentanglement(turned.flatten(0, 1), stretched.flatten(0, 1))
+    return turn.flatten(0, 1), (length[:, 1::2] / length[:, ::2]).flatten(0, 1)

@@ -37,7 +37,6 @@ def test_a_moved_mesh_is_at_no_distance_and_a_larger_one_is_at_its_growth():
     assert torch.allclose(grown, 0.01 * centred.norm(dim=-1).mean(-1))
 
 
-
 def test_parts_turn_as_the_joints_do(body, template, codec):
     pose = torch.zeros(1, 24, 3, dtype=torch.float64)
     pose[0, SMPL24.index("left_shoulder")] = torch.tensor([0.2, -0.3, 0.6])
@@ -68,3 +67,6 @@ def test_disentanglement_of_the_same_shape_and_the_same_pose_is_perfect(body, te
     turn = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.radians(7)], dtype=torch.float64))
     turned = torch.stack([one, one, one @ turn.T, one @ turn.T], 1)
     assert torch.allclose(disentanglement(codec, template.part, turned).turned, torch.tensor(7.0).double())
+    beyond = disentanglement(codec, template.part, turned, turned)
+    assert float(beyond.turned.max()) < 1e-4
+    assert float(disentanglement(codec, template.part, turned, grown).stretched.max()) == pytest.approx(1 - 1 / 1.05)
