@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from typing import Any
+from weakref import WeakSet
 
 import cholespy
 import numpy as np
@@ -56,6 +58,16 @@ class _Product(torch.autograd.Function):
         return _Product.apply(grad, *ctx.matrices), None, None
 
 
+_systems: WeakSet[FactorisedSystem] = WeakSet()
+
+
+@atexit.register
+def _forget_factors() -> None:
+    """Factors that outlive Python's shutdown make cholespy's bindings print a page of warnings."""
+    for system in _systems:
+        system.forget()
+
+
 class FactorisedSystem:
     """A symmetric positive definite sparse matrix (N, N), factorised once a device; solves by back-substitution.
 
@@ -66,6 +78,7 @@ class FactorisedSystem:
     def __init__(self, matrix: scipy.sparse.spmatrix) -> None:
         self._matrix = matrix.tocoo()
         self._kept: dict[torch.device, cholespy.CholeskySolverD] = {}
+        _systems.add(self)
 
     def __call__(self, b: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         return _Solve.apply(b, self)
@@ -86,6 +99,14 @@ class FactorisedSystem:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": {}}  # factors cannot be copied; a copy factorises again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _systems.add(self)
+
+    def forget(self) -> None:
+        """Free the factors; the next solve makes them again."""
+        self._kept.clear()
 
     def _on(self, device: torch.device) -> cholespy.CholeskySolverD:
         if device not in self._kept:
