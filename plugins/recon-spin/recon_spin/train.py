@@ -152,7 +152,7 @@ def train_both(
         pose, betas = method.supervisor.mean()
         method.regressor.set_mean(pose, betas, method.regressor.init_cam[0].clone())
     shared = Training(config, method)
-    lines = shared.run(config.shared_steps, samples, tests)
+    lines = shared.run(config.shared_steps, samples, tests) if config.shared_steps else []
     for mode in modes:
         training = shared.copied(in_loop=mode == "in-loop")
         (out / mode).mkdir(exist_ok=True)
