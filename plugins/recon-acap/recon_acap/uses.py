@@ -98,7 +98,7 @@ def draw_all(embedding: BodyEmbedding, folder: Path, seed: int = 0) -> list[Path
     """The pictures of docs/acap-uses.md, of people drawn by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    shape, pose = sample_people(embedding, 8, generator, 1.5, GENTLE)
+    shape, pose = sample_people(embedding, 8, generator, pose_scale=GENTLE)
     ends = (shape[:1], pose[:1]), (shape[1:2], pose[1:2])
     at = torch.linspace(0, 1, 7)
     line = interpolate(embedding, *ends, at)[0]
@@ -107,8 +107,8 @@ def draw_all(embedding: BodyEmbedding, folder: Path, seed: int = 0) -> list[Path
         pose_transfer(embedding, s, p) for s, p in ((shape[:4], pose[:4]), (shape[4:], pose[4:]), (shape[:4], pose[4:]))
     ]
     grid = interpolate_bilinear(embedding, *ends, torch.linspace(-0.25, 1.25, 4), torch.linspace(-0.25, 1.25, 7))[0]
-    neutral = embedding.vertices(*sample_people(embedding, 16, generator, 1.5, 0.0))
-    people = embedding.vertices(*sample_people(embedding, 32, generator, 1.5, GENTLE))
+    neutral = embedding.vertices(*sample_people(embedding, 16, generator, pose_scale=0.0))
+    people = embedding.vertices(*sample_people(embedding, 32, generator, pose_scale=GENTLE))
     drawn = {
         "pose_transfer": (torch.stack(transfer, 1).flatten(0, 1), 6),
         "interpolation": (torch.cat([line, straight]), 7),
