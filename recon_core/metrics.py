@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_core.errors import UsageError
 from recon_core.geometry.alignment import similarity_alignment
 from recon_core.structures import Keypoints
 
@@ -61,3 +62,19 @@ def mask_iou(predicted: Float[Tensor, "B 1 H W"], truth: Float[Tensor, "B 1 H W"
     return torch.where(
         union > 0, (p & t).sum(1) / union.clamp_min(1), torch.ones_like(union, dtype=torch.float32)
     )
+
+
+def structural_similarity(
+    predicted: Float[Tensor, "B C H W"], truth: Float[Tensor, "B C H W"]
+) -> Float[Tensor, " B"]:
+    """SSIM of pictures in [0, 1] (Wang et al., 2004), with a Gaussian window of 11 pixels, sigma 1.5; by torchmetrics.
+
+    Raises UsageError where torchmetrics is not installed.
+    """
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError:
+        raise UsageError("the metric SSIM needs torchmetrics: pip install torchmetrics") from None
+    value = structural_similarity_index_measure(predicted, truth, data_range=1.0, reduction="none")
+    assert isinstance(value, Tensor)
+    return value.reshape(-1)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = [ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))]
 # The import name of a distribution, where it is not the distribution's own name with underscores.
 IMPORTED_AS = {"pillow": "PIL", "easypytorch3d": "pytorch3d", "warp-lang": "warp", "scikit-image": "skimage"}
-PAPERS = {"recon_prohmr", "recon_spin"}
+PAPERS = {"recon_prohmr", "recon_spin", "recon_acap", "recon_casl"}
 
 
 def project(folder: Path) -> dict:

@@ -128,7 +128,7 @@ def apply_sparse(operator: Float[Tensor, "N V"], x: Float[Tensor, "B V C"]) -> F
     """A sparse matrix on each of B fields over the vertices."""
     batch, count, channels = x.shape
     flat = x.transpose(0, 1).reshape(count, batch * channels)
-    return torch.sparse.mm(operator, flat).reshape(-1, batch, channels).transpose(0, 1)
+    return torch.sparse.mm(operator, flat).reshape(operator.shape[0], batch, channels).transpose(0, 1)
 
 
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -199,8 +200,11 @@ class _Run:
             values |= {f"{prefix}{term}": value.mean() for term, value in terms.items()}
             value = LossValue(per_sample.detach(), {term: v.detach() for term, v in terms.items()})
             registry().call("recon_train_step", method=self.name, step=self.step, loss=value)
-        for scheduler in self.schedulers.values():
-            scheduler.step()
+        with warnings.catch_warnings():
+            # A schedule counts steps of the run, those in which its optimizer has no turn as well.
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
+            for scheduler in self.schedulers.values():
+                scheduler.step()
         self.step += 1
         self._note(values, batch, log)
         return stop_anywhere

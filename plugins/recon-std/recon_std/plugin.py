@@ -92,6 +92,8 @@ def recon_register(register: Registrar) -> None:
     )
     register.loss("flatness", "recon_std.losses.mesh:FlatnessLoss", summary="small angles between adjacent faces")
     register.loss("edge-length", "recon_std.losses.mesh:EdgeLengthLoss", summary="short, or unchanged, edges")
+    register.loss("mirror-symmetry", "recon_std.losses.mesh:MirrorSymmetryLoss", summary="depth mirrored at z = 0")
+    register.loss("deformation", "recon_std.losses.mesh:DeformationLoss", summary="short offsets from a template")
     register.loss("iou", "recon_std.losses.silhouettes:IoULoss", summary="overlap of soft masks")
     for game, summary in (("lsgan", "least squares"), ("wgan", "Wasserstein")):
         for side in ("generator", "discriminator"):
@@ -103,6 +105,9 @@ def recon_register(register: Registrar) -> None:
     )
     register.dataset(
         "lsp-ext", "recon_std.readers.lsp_ext:LSPExtendedDataset", summary="sport photos with 14 joints (index.json)"
+    )
+    register.dataset(
+        "masks", "recon_std.readers.masks:MaskedPhotosDataset", summary="photos with masks (images/, masks/)"
     )
     register.dataset(
         "synthetic",

@@ -266,3 +266,20 @@ def test_weighted_sum_keeps_terms_by_name():
     assert set(total.terms) == {"one", "two.b", "two.c"}
     with pytest.raises(UsageError, match="did you mean 'one'"):
         weighted_sum({"one": one}, {"onee": 1.0})
+
+
+def test_mirror_symmetry_is_nothing_for_a_mesh_and_its_reflection():
+    mirror = torch.tensor([1, 0, 2])
+    vertices = torch.tensor([[[0.0, 1.0, 0.4], [0.0, 1.0, -0.4], [1.0, 0.0, 0.0]]], dtype=torch.float64)
+    loss = registry().load("loss", "mirror-symmetry")(mirror)
+    assert loss({"vertices": vertices}, {}).per_sample == 0
+    moved = vertices + torch.tensor([0.0, 0.0, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(loss({"vertices": moved}, {}).per_sample, torch.full((1,), 0.2, dtype=torch.float64))
+
+
+def test_deformation_is_the_mean_length_and_has_a_gradient_at_rest():
+    offsets = torch.tensor([[[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    value = registry().load("loss", "deformation")()({"offsets": offsets}, {}).per_sample
+    torch.testing.assert_close(value, torch.full((1,), 2.5, dtype=torch.float64), atol=1e-5, rtol=0)
+    value.sum().backward()
+    assert offsets.grad.isfinite().all()

@@ -105,3 +105,37 @@ class EdgeLengthLoss(Loss):
     def _squared_lengths(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B E"]:
         start, end = vertices[:, self.edges].unbind(2)
         return ((end - start) ** 2).sum(-1)
+
+
+class MirrorSymmetryLoss(Loss):
+    """Mean |Z(p) + Z(p')| over vertices p and their mirror images p' (CASL section 3.3, after Tulsiani et al., 2020):
+    what is as far in front of the plane z = 0 as its mirror image is behind it costs nothing.
+
+    mirror: (V,) the vertex that mirrors each.
+    """
+
+    mirror: Int[Tensor, " V"]
+
+    def __init__(self, mirror: Int[Tensor, " V"], weight: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mirror", mirror, persistent=False)
+        self.weight = weight
+
+    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+        """Reads no target."""
+        depth = prediction["vertices"][..., 2]
+        return single("mirror-symmetry", (depth + depth[:, self.mirror]).abs().mean(1), self.weight)
+
+
+class DeformationLoss(Loss):
+    """Mean length of the offsets prediction["offsets"], (B, V, 3), from a template (CASL section 3.3; CMR)."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> LossValue:
+        """Reads no target."""
+        # The root of 1e-12 keeps the gradient of offsets that are 0 from being NaN.
+        length = ((prediction["offsets"] ** 2).sum(-1) + 1e-12).sqrt()
+        return single("deformation", length.mean(1), self.weight)
