@@ -143,3 +143,21 @@ def test_the_template_is_one_piece_with_every_part():
     assert bool(made.mask[made.part, torch.arange(len(made.part))].all()), "its own part is always near"
     assert 1.2 < float(made.mask.sum(0).float().mean()) < 4
     assert made.reference.shape[0] - made.faces.shape[0] // 2 == 2, "closed, without holes"
+
+
+def test_the_shipped_embedding_encodes_and_decodes_bodies():
+    from recon_acap.data import neutral_meshes
+    from recon_acap.evaluation import mean_vertex_distance
+    from recon_acap.network import SHIPPED
+    from recon_std.bodies import load_body
+
+    assert max(SHIPPED.stat().st_size, encoder_file(SHIPPED).stat().st_size) <= 20_000_000
+    embedding, body = load_embedding(), load_body("free")
+    template = Template(embedding.reference, embedding.faces, embedding.part, torch.zeros(0), embedding.source)
+    people = torch.linspace(-1, 1, 3)[:, None] * torch.ones(1, body.shape_count)
+    vertices = neutral_meshes(body, template, people)
+    with torch.no_grad():
+        latent = embedding.encode(embedding.codec.extract(vertices))
+        back = embedding.vertices(latent.shape)
+    assert float(mean_vertex_distance(back, vertices).max()) < 0.01
+    assert float(mean_vertex_distance(back[:1], vertices[2:]).max()) > 0.02, "large and small people differ"
