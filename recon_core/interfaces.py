@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from recon_core.errors import UsageError
 from recon_core.structures import (
     BodyOutput,
     BodyParameters,
@@ -208,8 +209,6 @@ class Prior(nn.Module, ABC):
 
         The energy is -log_prob up to a constant, or what the prior documents in its place.
         """
-        from recon_core.errors import UsageError
-
         raise UsageError(f"prior {type(self).__name__} gives no curvature: use it with --fitter adam")
 
 
@@ -224,8 +223,6 @@ class Loss(nn.Module, ABC):
         """Residuals r for second-order fitters: with J their Jacobian, J^T r is the gradient of the loss and J^T J a
         curvature of it. Robust penalties are given by reweighting: their weights count as constants.
         """
-        from recon_core.errors import UsageError
-
         raise UsageError(f"loss {type(self).__name__} gives no residuals: use it with --fitter adam")
 
 
@@ -321,10 +318,9 @@ class Method(nn.Module, ABC):
 
     inputs: what of an Observation it reads; the pipeline provides just that. outputs: what of a Prediction it
     fills. crop_size: side in pixels of the square crop it wants, crop_margin the crop's side over the box's
-    longer side. body: name of the body model it needs; None is the free body for a method that gives a body, and
-    no body model for any other. default_fitter: name of the Fitter that
-    follows `predict` unless the user says otherwise, None for none. default_detector: name of the Detector that
-    finds its subjects.
+    longer side. body: name of the body model it needs; None is the free body for a method that gives a body, and no
+    body model for any other. default_fitter: name of the Fitter that follows `predict` unless the user says
+    otherwise, None for none. default_detector: name of the Detector that finds its subjects.
     """
 
     Config: ClassVar[type[Settings]] = Settings
@@ -362,8 +358,6 @@ class Method(nn.Module, ABC):
         Methods that learn override it. One that has several optimizers takes a third argument, `optimizer`, and is
         called once for each that has its turn.
         """
-        from recon_core.errors import UsageError
-
         raise UsageError(f"{type(self).__name__} is not trainable: it defines no training_step")
 
     def configure_optimizers(self, steps: int) -> Mapping[str, Optimizer]:
@@ -400,15 +394,4 @@ class Method(nn.Module, ABC):
         return None
 
 
-__all__ = [
-    "BodyModel",
-    "Dataset",
-    "Detector",
-    "Encoder",
-    "Fitter",
-    "Loss",
-    "Method",
-    "Prior",
-    "Renderer",
-    "Settings",
-]
+__all__ = ["BodyModel", "Dataset", "Detector", "Encoder", "Fitter", "Loss", "Method", "Prior", "Renderer", "Settings"]
