@@ -7,7 +7,7 @@ from torch import nn
 
 from recon_core.errors import EvidenceError
 from recon_core.interfaces import Method, Settings
-from recon_core.structures import BodyParameters, LossValue, Mesh, Observation, Prediction
+from recon_core.structures import LossValue, Mesh, Prediction
 
 FACES = torch.tensor([[0, 1, 2]])
 
