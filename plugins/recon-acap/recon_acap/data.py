@@ -140,9 +140,9 @@ def make_template(body: SMPLBody, vertices: int | None = None) -> Template:
     source, new_faces = np.unique(chosen, return_inverse=True)
     rows = torch.from_numpy(source)
     kept = torch.from_numpy(new_faces.reshape(-1, 3))
-    part = body.anatomy[rows]
+    parts = body.anatomy[rows]
     reference = body.template[rows]
-    return Template(reference, kept, part, nearby_parts(reference, kept, part, len(ANATOMICAL_PARTS)), rows)
+    return Template(reference, kept, parts, nearby_parts(reference, kept, parts, len(ANATOMICAL_PARTS)), rows)
 
 
 def nearby_parts(

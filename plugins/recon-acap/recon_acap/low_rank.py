@@ -60,7 +60,9 @@ def compress(
     mean, directions, deviation = principal_components(features.flatten(1), rank)
     # Between raw and whitened: the many small components count, but not as much as the few large ones.
     inward = directions / (deviation * deviation[0]).sqrt()[:, None]
-    hidden = embedding.encoder.shared[0].out_features
+    first = embedding.encoder.shared[0]
+    assert isinstance(first, nn.Linear)
+    hidden = first.out_features
     embedding.encoder.shared[0] = nn.Sequential(
         FixedLinear(inward, -(inward @ mean)), nn.Linear(len(inward), hidden, device=mean.device)
     )
@@ -71,9 +73,8 @@ def compress(
         outside = blended - (blended @ directions.T) @ directions
         outward = torch.cat([outward, torch.linalg.qr(outside.T).Q.T * deviation[len(deviation) // 4]])
     width = decoder.difference.output.in_features
-    decoder.difference.output = nn.Sequential(
-        nn.Linear(width, len(outward), device=mean.device), FixedLinear(outward.T, mean)
-    )
+    pair = nn.Sequential(nn.Linear(width, len(outward), device=mean.device), FixedLinear(outward.T, mean))
+    decoder.difference.output = pair  # type: ignore[assignment]  # until `fold` makes one layer of the two
 
 
 def _base_path(
@@ -100,8 +101,14 @@ def fold(embedding: BodyEmbedding) -> None:
 
 
 def _product(pair: nn.Sequential) -> nn.Linear:
-    first, second = ((layer.matrix if isinstance(layer, FixedLinear) else layer.weight) for layer in pair)
+    (first, inner), (second, outer) = map(_affine, pair)
     layer = nn.Linear(first.shape[1], second.shape[0], device=first.device)
     layer.weight.copy_(second @ first)
-    layer.bias.copy_(second @ pair[0].bias + pair[1].bias)
+    layer.bias.copy_(second @ inner + outer)
     return layer
+
+
+def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Matrix and offset of either kind of layer."""
+    assert isinstance(layer, nn.Linear | FixedLinear)
+    return (layer.matrix if isinstance(layer, FixedLinear) else layer.weight), layer.bias

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array: TypeAlias = Tensor | np.ndarray
+if TYPE_CHECKING:
+    # Which of the two comes back depends on which was given, and that no annotation says.
+    Array: TypeAlias = Any
+else:
+    Array: TypeAlias = Tensor | np.ndarray
 
 
 def to_tensor(array: Array) -> Tensor:

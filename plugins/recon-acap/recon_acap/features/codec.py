@@ -150,7 +150,9 @@ class AcapCodec:
         points = self._system(right).unflatten(1, (batch, 3, columns)).transpose(0, 1)
         return points - points.mean(1, keepdim=True)
 
-    def _anchors(self, anchors: object, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _anchors(
+        self, anchors: tuple[Sequence[int] | Array, Array] | None, like: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         mesh = self.connectivity
         if anchors is None:
             if not mesh.bridged:

@@ -37,7 +37,8 @@ class ReleasedPoints:
                 f"released ACAP files: template of {count} vertices, inverse {tuple(self.inverse.shape)}, {len(pairs)} "
                 f"half edges up to vertex {int(pairs.max())}, {len(weights)} weights; take all from one model"
             )
-        self._right_side = SparseMap(edge_sums(*pairs.numpy().T, weights.numpy(), self.reference.numpy()))
+        start, end = pairs.numpy().T
+        self._right_side = SparseMap(edge_sums(start, end, weights.numpy(), self.reference.numpy()))
 
     def right_side(self, features: Float[Tensor, "B V 9"]) -> Float[Tensor, "B V 3"]:
         """The sums that `inverse` is applied to."""
