@@ -188,13 +188,16 @@ def texture(cut: Float[Tensor, "B 4 S S"], flow: Float[Tensor, "B 2 H W"]) -> Fl
 
 
 def grown(cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """The thing's colours carried on beyond its mask: averages over ever larger squares that hold some of it."""
+    """The thing's colours carried on beyond its mask: those of the smallest square of a pyramid that holds some of it."""
     height, width = cut.shape[2:]
+    share = cut[:, 3:]
+    own = cut[:, :3] / share.clamp(min=1e-4)
     if height == width == 1:
-        return cut[:, :3] / cut[:, 3:].clamp(min=1e-4)
+        return own
     coarse = interpolate(cut, ((height + 1) // 2, (width + 1) // 2), mode="area")
     beyond = interpolate(grown(coarse), (height, width), mode="bilinear", align_corners=False)
-    return cut[:, :3] + (1 - cut[:, 3:]) * beyond
+    # A square that holds a sixteenth of it counts as full: farther ones would fade to the mean of all colours.
+    return torch.lerp(beyond, own, (16 * share).clamp(max=1))
 
 
 class Critic(nn.Module):
