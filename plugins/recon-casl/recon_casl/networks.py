@@ -11,9 +11,9 @@ import math
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, interpolate, normalize
+from torch.nn.functional import grid_sample, interpolate, max_pool2d, normalize
 
 from recon_casl.template import HALF_EXTENT, straight_flow
 from recon_casl.view import FOCAL, View
@@ -188,16 +188,27 @@ def texture(cut: Float[Tensor, "B 4 S S"], flow: Float[Tensor, "B 2 H W"]) -> Fl
 
 
 def grown(cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """The thing's colours carried on beyond its mask: those of the smallest square of a pyramid that holds some of it."""
-    height, width = cut.shape[2:]
-    share = cut[:, 3:]
-    own = cut[:, :3] / share.clamp(min=1e-4)
-    if height == width == 1:
-        return own
-    coarse = interpolate(cut, ((height + 1) // 2, (width + 1) // 2), mode="area")
-    beyond = interpolate(grown(coarse), (height, width), mode="bilinear", align_corners=False)
-    # A square that holds a sixteenth of it counts as full: farther ones would fade to the mean of all colours.
-    return torch.lerp(beyond, own, (16 * share).clamp(max=1))
+    """The thing's colours carried on beyond its mask, along each row from its nearest pixel, so that a side takes the
+    colours that the rim has at its height; rows without any take those of the nearest row."""
+    mask = cut[:, 3:]
+    own = cut[:, :3] / mask.clamp(min=1e-4)
+    # Pixels of the rim are half background in a photo: the colours start one pixel further in, where there is one.
+    eroded = 1 - max_pool2d(1 - mask, 3, stride=1, padding=1)
+    most = eroded.amax((2, 3), keepdim=True) >= 0.5
+    inside = torch.where(most, eroded >= 0.5, mask >= 0.5 * mask.amax((2, 3), keepdim=True))
+    row = own.gather(3, nearest(inside).expand_as(own))
+    whole = row.gather(2, nearest(inside.any(3, keepdim=True).mT).mT.expand_as(own))
+    return torch.where(inside, own, whole)
+
+
+def nearest(there: Bool[Tensor, "*B W"]) -> Int[Tensor, "*B W"]:
+    """Index along the last axis of the nearest true entry; that of the first entry where there is none."""
+    count = there.shape[-1]
+    index = torch.arange(count, device=there.device).expand(there.shape)
+    before = torch.where(there, index, -count).cummax(-1).values
+    after = -torch.where(there, -index, -3 * count).flip(-1).cummax(-1).values.flip(-1)
+    chosen = torch.where(index - before <= after - index, before, after)
+    return torch.where(there.any(-1, keepdim=True), chosen, 0)
 
 
 class Critic(nn.Module):

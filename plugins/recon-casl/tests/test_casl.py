@@ -94,6 +94,17 @@ def test_colours_grow_beyond_the_mask():
     torch.testing.assert_close(grown(cut), torch.tensor([0.2, 0.6, 0.9])[:, None, None].expand(1, 3, 33, 20))
 
 
+def test_beyond_the_mask_is_the_colour_of_the_rim_at_that_height():
+    cut = torch.zeros(1, 4, 12, 16)
+    cut[:, 3, 2:10, 4:12] = 1
+    cut[:, :3, 2:10, 4:12] = torch.arange(2.0, 10.0)[:, None] / 10 + torch.arange(4.0, 12.0) / 100
+    colours = grown(cut)[0, 0]
+    torch.testing.assert_close(colours[5, :6], torch.full((6,), 0.5 + 0.05))  # one pixel in from the rim
+    torch.testing.assert_close(colours[5, 10:], torch.full((6,), 0.5 + 0.10))
+    torch.testing.assert_close(colours[0], colours[3])  # above it, its first row inside the rim
+    torch.testing.assert_close(colours[11], colours[8])
+
+
 # -- use
 
 
