@@ -51,10 +51,10 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Lines that begin with a program's name, without their comments."""
+        """Lines that begin with a program's name, without their comments; a backslash carries a line on."""
         if self.language not in ("", "bash", "sh", "console"):
             return []
-        lines = (line.strip() for line in self.text.splitlines())
+        lines = (line.strip() for line in self.text.replace("\\\n", " ").splitlines())
         return [re.sub(r"\s{2,}#.*", "", line) for line in lines if _COMMAND.match(line)]
 
     @property
