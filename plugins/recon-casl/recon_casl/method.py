@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,6 +27,9 @@ from recon_core.interfaces import BodyModel, InputKind, Method, OutputKind, Rend
 from recon_core.plugins import registry
 from recon_core.structures import LossValue, Mesh, Observation, Prediction
 from recon_std.losses.adversarial import DiscriminatorLoss, gradient_penalty
+
+
+WEIGHTS = "casl-people"
 
 
 class CASLConfig(Settings):
@@ -78,18 +82,14 @@ class CASL(Method):
 
     @classmethod
     def from_assets(cls, config: CASLConfig, assets: Assets, body_model: BodyModel | None = None) -> CASL:  # type: ignore[override]
-        """With the weights that `config.weights` names. Raises AssetError when there are none that fit."""
-        if config.weights is None:
-            raise AssetError(
-                "casl ships no weights yet: train them (recon train --method casl --data masks:FOLDER) and name "
-                "them with --set casl.weights=runs/casl/weights.safetensors"
-            )
+        """With the shipped weights, or those that `config.weights` names. Raises AssetError when they do not fit."""
+        path = Path(config.weights) if config.weights else assets.find(WEIGHTS)
         method = cls(config, body_model)
         try:
-            method.load_state_dict(load_safetensors(config.weights))
+            method.load_state_dict(load_safetensors(path))
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise AssetError(f"{config.weights}: not weights of casl with these settings ({reason})") from error
+            raise AssetError(f"{path}: not weights of casl with these settings ({reason})") from error
         return method.eval()
 
     @property
