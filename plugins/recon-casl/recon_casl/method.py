@@ -188,7 +188,7 @@ class CASL(Method):
         real = torch.cat([image * mask, mask], 1)
         if optimizer == "critic":
             return self._criticise(real)
-        if step and step % self._epoch_steps == 0:
+        if self._epoch_steps and step and step % self._epoch_steps == 0:
             self._end_epoch()
         learning = ATTRIBUTES if optimizer == "encoders" else (optimizer,)
         found = self.model.encode(real, learning)
