@@ -34,6 +34,11 @@ def recon_register(register: Registrar) -> None:
         summary="joints from COCO annotations or results, by --keypoints",
     )
     register.detector(
+        "mask-files",
+        "recon_std.readers.mask_files:MaskFileReader",
+        summary="things by masks made elsewhere, by --mask",
+    )
+    register.detector(
         "keypointrcnn",
         "recon_std.detectors.torchvision_rcnn:KeypointRCNNDetector",
         summary="people with 17 joints (torchvision's Keypoint R-CNN; its weights need internet or a file)",
@@ -78,6 +83,11 @@ def recon_register(register: Registrar) -> None:
         "adam",
         "recon_std.fitters.adam:AdamFitter",
         summary="the published SMPLify routine: 100 + 100 steps of Adam through the skinned mesh",
+    )
+    register.encoder(
+        "squeezenet",
+        "recon_std.encoders.squeezenet:SqueezeNet",
+        summary="SqueezeNet 1.1 with ImageNet weights: features to compare pictures by",
     )
     register.loss("keypoints2d", "recon_std.losses.keypoints:Keypoints2DLoss", summary="reprojection error of joints")
     register.loss(
