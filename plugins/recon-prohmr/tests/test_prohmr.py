@@ -12,7 +12,8 @@ from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_a
 from recon_core.metrics import pa_mpjpe
 from recon_core.structures import Camera, Keypoints, Observation
 from recon_prohmr.evaluation import people_of
-from recon_prohmr.fitter import LatentFitter, LatentFitterConfig, turn_of_6d
+from recon_prohmr.fitter import LatentFitter, LatentFitterConfig
+from recon_prohmr.latent import Latent, LatentObjective, turn_of_6d
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d
 from recon_prohmr.prior import PosePrior
@@ -209,29 +210,28 @@ def test_a_wild_joint_does_not_drag_the_fit(shipped, body, people):
     assert off[:, others].norm(dim=-1).mean() < 0.05 * seen.box[:, 2:].amax(-1).mean()
 
 
-def test_latent_energy_has_the_gradient_of_its_model(shipped, body, people):
-    """The chain rule through 6D numbers and flow, against finite differences in float64."""
-    from recon_prohmr.fitter import Latent, LatentObjective
+@pytest.mark.parametrize("count", [1, 2])
+def test_latent_energy_has_the_gradient_of_its_model(shipped, body, people, count):
+    """The chain rule through 6D numbers and flow, and the views' bond, against finite differences in float64."""
     from recon_std.fitters.gather import Noise, Sampling, gather
     from recon_std.fitters.objective import Objective
     from recon_std.fitters.variables import Views
 
     seen, _ = people
     double = copy.deepcopy(body).double()
-    network = load_network(assets().find(WEIGHTS)).double()
-    method = ProHMR(ProHMRConfig(), double, network.config)
-    method.network = network
-    one = seen[:2].to(torch.float64)
-    prediction = method.predict(one)
-    views = Views(torch.arange(2)[:, None], True)
-    evidence = gather(one, double, views, 10, Noise(), Sampling())
-    objective = LatentObjective(Objective(evidence), method.prior(), prediction.context, LatentFitterConfig())
+    method = copy.deepcopy(shipped).double()
+    method.body_model = double
+    some = seen[:4].to(torch.float64)
+    prediction = method.predict(some)
+    evidence = gather(some, double, Views(torch.arange(4)[:, None], True), 10, Noise(), Sampling())
+    objective = LatentObjective(Objective(evidence), method.prior(), prediction.context, LatentFitterConfig(), count)
     generator = torch.Generator().manual_seed(0)
-    z = 0.3 * torch.randn(2, 144, generator=generator, dtype=torch.float64)
-    at = Latent(z, prediction.body.betas, prediction.body.translation)
+    z = 0.3 * torch.randn(4 // count, count, 144, generator=generator, dtype=torch.float64)
+    place = prediction.body.translation.unflatten(0, (-1, count))
+    at = Latent(z, place, prediction.body.betas[: 4 // count])
     with torch.no_grad():
-        gradient = objective.linearize(objective.evaluate(at), torch.zeros(2).double()).gradient
-        directions = torch.randn(6, 2, 157, generator=generator, dtype=torch.float64)
+        gradient = objective.linearize(objective.evaluate(at), torch.zeros(4 // count).bool()).gradient
+        directions = torch.randn(6, *gradient.shape, generator=generator, dtype=torch.float64)
         for direction in directions:
             ahead, behind = (objective.evaluate(at.moved(s * 1e-6 * direction)).energy for s in (1, -1))
             torch.testing.assert_close((ahead - behind) / 2e-6, (gradient * direction).sum(1), rtol=1e-4, atol=1e-4)
