@@ -320,7 +320,8 @@ class Method(nn.Module, ABC):
     fills. crop_size: side in pixels of the square crop it wants, crop_margin the crop's side over the box's
     longer side. body: name of the body model it needs; None is the free body for a method that gives a body, and no
     body model for any other. default_fitter: name of the Fitter that follows `predict` unless the user says
-    otherwise, None for none. default_detector: name of the Detector that finds its subjects.
+    otherwise, None for none. default_detector: name of the Detector that finds its subjects. quick: settings under
+    which the checks of plugins run it, where its own take long.
     """
 
     Config: ClassVar[type[Settings]] = Settings
@@ -332,6 +333,7 @@ class Method(nn.Module, ABC):
     body: str | None = None
     default_fitter: str | None = None
     default_detector: str = "blazepose"
+    quick: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Settings, body_model: BodyModel | None = None) -> None:
         super().__init__()

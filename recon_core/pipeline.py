@@ -177,7 +177,7 @@ class Pipeline:
             method=self.settings.method,
             camera=camera,
             people=people,
-            objects=_objects(prediction, boxes, scores),
+            objects=scene_objects(prediction, boxes, scores),
             images=_images(prediction, boxes, scores),
             versions=self.versions,
             settings=self.used_settings,
@@ -361,7 +361,11 @@ def _sections(method: str, settings: Mapping[str, Any]) -> dict[str, dict[str, A
     return sections
 
 
-def _objects(prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float]) -> list[SceneObject]:
+def scene_objects(prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float]) -> list[SceneObject]:
+    """The meshes of a prediction that has any, one an object, each with its row of what else was predicted.
+
+    boxes, scores: of the objects. Raises ReconError for a mesh that is not finite.
+    """
     if prediction.mesh is None:
         return []
     numbers = {name: value.detach().cpu().numpy() for name, value in prediction.extra.items()}

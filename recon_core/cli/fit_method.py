@@ -176,12 +176,12 @@ def _save(
     from recon_core.export.json_npz import write_json, write_npz
     from recon_core.export.obj_ply import write_obj, write_ply
     from recon_core.export.save import RESULT, new_folder
-    from recon_core.pipeline import _objects
+    from recon_core.pipeline import scene_objects
     from recon_core.reconstruction import Reconstruction
 
     frame = (0.0, 0.0, float(picture.size[0]), float(picture.size[1]))
     boxes = [frame] * len(observation) if observation.box is None else observation.box.tolist()
-    objects = _objects(prediction, [tuple(box) for box in boxes], [1.0] * len(observation))
+    objects = scene_objects(prediction, [tuple(box) for box in boxes], [1.0] * len(observation))
     source = picture.path if with_photo else path
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     camera = observation.camera[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -36,6 +37,7 @@ class AcapVae(Method):
     Config = AcapVaeConfig
     inputs: ClassVar[frozenset[InputKind]] = frozenset({"mesh", "scan", "landmarks", "keypoints3d", "keypoints"})
     outputs: ClassVar[frozenset[OutputKind]] = frozenset({"mesh"})
+    quick: ClassVar[Mapping[str, Any]] = {"headings": 1, "iterations": 1}
     config: AcapVaeConfig
 
     def __init__(
@@ -67,7 +69,7 @@ class AcapVae(Method):
         elif o.landmarks is not None:
             found = fit_markers(bodies, o.landmarks, s, frames)
         else:
-            joints = o.keypoints3d or o.keypoints
+            joints = o.keypoints if o.keypoints3d is None else o.keypoints3d
             if joints is None:
                 raise EvidenceError("acap-vae reads a mesh, a scan, landmarks or joints: the observation has none")
             regressor = bodies.regressor(joints.skeleton)
@@ -83,7 +85,7 @@ class AcapVae(Method):
         assert o.landmarks is not None
         found = [register(bodies, o.mesh.vertices[i], o.mesh.faces, o.landmarks[i], self.config) for i in range(len(o))]
         if not found:
-            raise EvidenceError("acap-vae: there is no mesh to register to")
+            return Prediction(mesh=Mesh(torch.zeros(0, *self.embedding.reference.shape), self.embedding.faces))
         each = [_prediction(f.model, f.vertices[None], self.embedding) for f in found]
         extra = {name: torch.cat([p.extra[name] for p in each]) for name in each[0].extra}
         extra["matched_share"] = torch.stack([f.matched.double().mean() for f in found])

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import jacfwd, vmap
 
 from recon_acap.features import AcapCodec, FeatureScaling
 from recon_core.errors import AssetError
@@ -128,14 +129,16 @@ class CodePath(nn.Module):
         self.output = nn.Linear(config.width, count * FEATURE_DIMS)
         self.joined = config.variant == "meshvae"
 
-    def forward(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None) -> Float[Tensor, "B N 9"]:
-        """Scaled features; without `pose`, the shape branch alone."""
+    def hidden(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None) -> Float[Tensor, "B W"]:
+        """What the last, linear layer reads; without `pose`, of the shape branch alone."""
         if self.joined:
             assert pose is not None
-            hidden = self.joint(torch.cat([shape, pose], 1))
-        else:
-            hidden = self.shape(shape) if pose is None else self.shape(shape) + self.pose(pose)
-        return self.output(hidden).unflatten(1, (-1, FEATURE_DIMS))
+            return self.joint(torch.cat([shape, pose], 1))
+        return self.shape(shape) if pose is None else self.shape(shape) + self.pose(pose)
+
+    def forward(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None) -> Float[Tensor, "B N 9"]:
+        """Scaled features; without `pose`, the shape branch alone."""
+        return self.output(self.hidden(shape, pose)).unflatten(1, (-1, FEATURE_DIMS))
 
 
 class Decoder(nn.Module):
@@ -246,6 +249,18 @@ class BodyEmbedding(nn.Module):
         """ACAP features of bodies of these codes; without `pose`, of their neutral bodies."""
         return scaling(self.decoder.bounds).unscale(self.decoder(shape, pose).features)
 
+    def decode_slope(
+        self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]
+    ) -> tuple[Float[Tensor, "B V 9"], Float[Tensor, "B V 9 C"]]:
+        """`decode`, and its derivative by the C = S + P numbers of both codes: each path by forward mode up to its last
+        layer, behind which all is linear."""
+        decoder, to_scaled = self.decoder, scaling(self.decoder.bounds)
+        slope = to_scaled.unscale_slope(_path_slope(decoder.difference, shape, pose))
+        if self.config.variant == "hierarchical":
+            parts = scaling(decoder.part_bounds).unscale_slope(_path_slope(decoder.coarse, shape, pose))
+            slope = slope + torch.einsum("vk,bkfc->bvfc", decoder.skinning.weights(), parts)
+        return self.decode(shape, pose), slope
+
     def decode_parts(
         self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"] | None = None
     ) -> Float[Tensor, "B K 9"]:
@@ -262,6 +277,16 @@ class BodyEmbedding(nn.Module):
         """Vertices of bodies of these codes, metres, the body frame of the reference, their mean in its mean."""
         points = self.codec.reconstruct(self.decode(shape, pose))
         return points - points.mean(1, keepdim=True) + self.reference.mean(0)
+
+
+def _path_slope(path: CodePath, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]) -> Float[Tensor, "B N 9 C"]:
+    """The derivative of a path's scaled features by both codes."""
+
+    def hidden(codes: Float[Tensor, " C"]) -> Float[Tensor, " W"]:
+        own, other = codes[None].split([shape.shape[1], pose.shape[1]], 1)
+        return path.hidden(own, other)[0]
+
+    return (path.output.weight @ vmap(jacfwd(hidden))(torch.cat([shape, pose], 1))).unflatten(1, (-1, FEATURE_DIMS))
 
 
 SHIPPED = Path(__file__).parent / "weights" / "acap-vae.safetensors"

@@ -10,6 +10,7 @@ z* the likeliest code of x, found by Gauss-Newton: Laplace's approximation of a 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -127,9 +128,11 @@ class AcapPosePrior(Prior):
         """Natural log density per rad^69 by Laplace's approximation; differentiable with z* held. No context is
         read."""
         mean, covariance = self._gaussian(values.detach())
-        normal = torch.distributions.MultivariateNormal(mean, covariance)
+        L = torch.linalg.cholesky(covariance)
+        gap = torch.linalg.solve_triangular(L, (values[:, COLUMNS] - mean)[..., None], upper=False)[..., 0]
+        volume = L.diagonal(dim1=-2, dim2=-1).log().sum(1) + 0.5 * gap.shape[1] * math.log(2 * math.pi)
         still = torch.distributions.Normal(0.0, self.inside).log_prob(values[:, self._inside])
-        return normal.log_prob(values[:, COLUMNS]) + still.sum(1)
+        return still.sum(1) - 0.5 * gap.square().sum(1) - volume
 
     @torch.no_grad()
     def quadratic(

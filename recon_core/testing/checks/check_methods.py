@@ -33,7 +33,7 @@ def made(name: str, seed: int = 0) -> Method:
     """With chance that falls the same each time, for methods whose weights are not here."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_method(name)
+        return build_method(name, **registry().load("method", name).quick)
 
 
 built = cache(made)

@@ -41,6 +41,10 @@ class FeatureScaling:
         middle, half = self._range(scaled)
         return scaled * half + middle
 
+    def unscale_slope(self, slope: Float[Tensor, "B N 9 C"]) -> Float[Tensor, "B N 9 C"]:
+        """Derivatives of scaled features by C numbers as derivatives of the unscaled ones."""
+        return slope * self._range(slope)[1][..., None]
+
     def _range(self, like: Tensor) -> tuple[Tensor, Tensor]:
         half = (self.high - self.low) / (2 * SCALED_LIMIT)
         return ((self.high + self.low) / 2).to(like), torch.where(half > 0, half, 1).to(like)

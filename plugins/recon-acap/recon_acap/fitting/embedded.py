@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import jacfwd, vmap
 
 from recon_acap.features.logarithm import to_affine
-from recon_acap.fitting.generator import forward_jacobian
 from recon_acap.fitting.nearest import nearest_on_mesh
 from recon_acap.network import BodyEmbedding
 from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
@@ -48,10 +47,11 @@ class EmbeddedBodies:
     ) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B V 3 S+P"]]:
         """See `Generator.linearized`.
 
-        The decoder by forward mode, T(r, s) vertex by vertex; vertices are linear in T (equation 6), so each column of
+        The decoder layer by layer, T(r, s) vertex by vertex; vertices are linear in T (equation 6), so each column of
         the Jacobian is one more right-hand side of the system that is factorised anyway.
         """
-        features, by_code = forward_jacobian(self.features, shape, pose)
+        dtype = self.embedding.reference.dtype
+        features, by_code = (x.to(shape) for x in self.embedding.decode_slope(shape.to(dtype), pose.to(dtype)))
         affine = lambda f: to_affine(f[None, None])[0, 0]  # noqa: E731
         by_feature = vmap(vmap(jacfwd(affine)))(features)
         slope = by_feature.flatten(2, 3) @ by_code

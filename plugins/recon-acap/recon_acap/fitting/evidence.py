@@ -161,9 +161,11 @@ class ScanSurface(Batched):
         faces = self.faces.cpu().numpy()
         bodies, points, normals = (x.detach().cpu().numpy() for x in (vertices, self.points, self.normals))
         found = [nearest_on_mesh(p, v, faces, n) for p, v, n in zip(points, bodies, normals, strict=True)]
-        face = torch.from_numpy(np.stack([n.face for n in found])).to(self.faces.device)
-        weight = torch.from_numpy(np.stack([n.barycentric for n in found])).to(self.points)
-        distance = torch.from_numpy(np.stack([n.distance for n in found])).to(self.points)
+        # Reshaped, as of no rows nothing can be stacked.
+        face = torch.from_numpy(np.array([n.face for n in found], dtype=np.int64).reshape(points.shape[:2]))
+        face = face.to(self.faces.device)
+        weight = torch.from_numpy(np.array([n.barycentric for n in found]).reshape(points.shape)).to(self.points)
+        distance = torch.from_numpy(np.array([n.distance for n in found]).reshape(points.shape[:2])).to(self.points)
         own = normalize(face_normals(vertices, self.faces), dim=-1)
         own = own.gather(1, face[..., None].expand(-1, -1, 3)).to(self.points)
         known = self.normals.square().sum(-1) > 0.25

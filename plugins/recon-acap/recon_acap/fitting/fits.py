@@ -239,7 +239,7 @@ def _headed(
     if isinstance(first, PictureJoints):
         placing = wide.rows(torch.arange(N).repeat_interleave(H)).placing()
         moved = gauss_newton(placing, moved, 10, s.tolerance).variables
-    return best_of(wide, moved, H, 6)
+    return moved if H == 1 else best_of(wide, moved, H, 6)
 
 
 def _upright(up: Float[Tensor, "3"] | None) -> Float[Tensor, "3 3"]:
