@@ -321,7 +321,7 @@ class Method(nn.Module, ABC):
     longer side. body: name of the body model it needs; None is the free body for a method that gives a body, and no
     body model for any other. default_fitter: name of the Fitter that follows `predict` unless the user says
     otherwise, None for none. default_detector: name of the Detector that finds its subjects. quick: settings under
-    which the checks of plugins run it, where its own take long.
+    which the checks of plugins run it, where its own take long. guide: file of a photo given as `Observation.guide`.
     """
 
     Config: ClassVar[type[Settings]] = Settings
@@ -333,6 +333,7 @@ class Method(nn.Module, ABC):
     body: str | None = None
     default_fitter: str | None = None
     default_detector: str = "blazepose"
+    guide: str | None = None
     quick: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Settings, body_model: BodyModel | None = None) -> None:

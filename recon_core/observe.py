@@ -57,6 +57,11 @@ def observe(
     return observation
 
 
+def with_guide(observation: Observation, guide: Observation | None) -> Observation:
+    """The same with the one subject of `guide` beside each of its own."""
+    return observation if guide is None else dataclasses.replace(observation, guide=guide[[0] * len(observation)])
+
+
 def detect_in_box(detector: Detector, photo: Photo, box: Box) -> Detection:
     """What the detector finds in one part of the photo: `box`, with the joints and mask of the photo.
 

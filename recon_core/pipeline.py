@@ -21,7 +21,7 @@ from recon_core.fitting import FitStage, Fitted, choose_priors
 from recon_core.geometry.cameras import default_focal
 from recon_core.images import Photo, load_image
 from recon_core.interfaces import BodyModel, Detector, Method, Settings
-from recon_core.observe import check_box, choose_by_box, detect_in_box, observe
+from recon_core.observe import check_box, choose_by_box, detect_in_box, observe, with_guide
 from recon_core.plugins import registry
 from recon_core.reconstruction import GeneratedImage, Reconstruction, SceneObject, people_from_bodies
 from recon_core.structures import Camera, Detection, Observation, Prediction
@@ -103,7 +103,7 @@ class Pipeline:
         method = self._class("method", self.settings.method)
         for name in method_options or {}:
             if name not in method.Config.model_fields:
-                raise UsageError(f"--{name}: method '{self.settings.method}' has no setting '{name}'")
+                raise UsageError(f"--{name.replace('_', '-')}: method '{self.settings.method}' has no setting '{name}'")
         self._options[self.settings.method] = {**self._options.get(self.settings.method, {}), **(method_options or {})}
         for name in self.settings.formats:
             exporter(name)
@@ -112,6 +112,7 @@ class Pipeline:
         self.method = self._method(self.settings.method, method)
         self.fit_stage = self._fit_stage(fitter) if fitter else None
         self.detector = self._detector()
+        self._guide = self._observe_guide()
         self._configuration.check(self._used)
         self.used_settings = {RUN: self.settings.model_dump(mode="json")} | self._used
 
@@ -150,7 +151,7 @@ class Pipeline:
         fitted.
         """
         camera = Camera.perspective(self._focal(photo), photo.size)
-        observation = self._observe(photo, camera, detections)
+        observation = with_guide(self._observe(photo, camera, detections), self._guide)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # Chance without a seed of its own falls alike for every photo, in whichever order they come.
             torch.manual_seed(0)
@@ -183,6 +184,15 @@ class Pipeline:
             settings=self.used_settings,
             body_model=self.body_model if people else None,
         )
+
+    def _observe_guide(self) -> Observation | None:
+        """The first subject of the method's second photo, where it has one. `--box` is of the first photo only."""
+        if self.method.guide is None or self.detector is None:
+            return None
+        photo, _ = self.read(self.method.guide)
+        if found := self.detector.detect_photo(photo):
+            return self._observe(photo, Camera.perspective(self._focal(photo), photo.size), found[:1])
+        raise NoPersonError(f"{photo.path}: no person found in the picture")
 
     def _observe(self, photo: Photo, camera: Camera, detections: Sequence[Detection]) -> Observation:
         return observe(

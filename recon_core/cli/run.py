@@ -48,6 +48,9 @@ def _words(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 @click.option("--method", metavar="NAME", help="How to reconstruct; `recon methods` lists them.  [default: prohmr]")
 @click.option("-o", "--out", default="out", show_default=True, metavar="FOLDER", help="A folder a photo is put here.")
 @click.option("--samples", type=click.IntRange(min=0), metavar="N", help="Draw N possible bodies of each person too.")
+@click.option("--refine", type=click.IntRange(min=0), metavar="N", help="Fit each photo N steps further.")
+@click.option("--texture-from", metavar="PHOTO", help="Give each shape the texture of the first subject there.")
+@click.option("--shape-from", metavar="PHOTO", help="Give each texture the shape of the first subject there.")
 @click.option("--no-fit", is_flag=True, help="Leave out the fit to the detected joints.")
 @click.option("--fitter", metavar="NAME", help="Fit with this one, in place of the method's own.")
 @click.option(
@@ -56,6 +59,7 @@ def _words(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 @click.option("--body", metavar="NAME", help="Body model.  [default: the method's]")
 @click.option("--detector", metavar="NAME", help="Finds the people.  [default: the method's]")
 @click.option("--keypoints", metavar="FILE", help="Joints from an OpenPose or COCO json, in place of a detector.")
+@click.option("--mask", metavar="FILE", help="The thing's mask, or a folder of masks by the photos' names.")
 @click.option("--box", type=_BoxType(), help="Where the person is, in pixels; for every photo.")
 @click.option("--focal-px", type=float, metavar="F", help="Focal length in pixels.  [default: EXIF, or the diagonal]")
 @click.option("--renderer", metavar="NAME", help="Draws the overlay.  [default: warp]")
@@ -71,7 +75,11 @@ def command(
     inputs: tuple[str, ...],
     out: str,
     samples: int | None,
+    refine: int | None,
+    texture_from: str | None,
+    shape_from: str | None,
     no_fit: bool,
+    mask: str | None,
     overwrite: bool,
     configuration: Configuration,
     as_json: bool,
@@ -91,12 +99,18 @@ def command(
     run_options = {name: value for name, value in options.items() if value is not None}
     if no_fit:
         run_options["fit"] = False
-    method_options = {} if samples is None else {"samples": samples}
+    parts: dict[str, dict[str, Any]] = {"run": run_options}
+    if mask is not None:
+        _check_mask(mask, run_options, several_photos=bool(texture_from or shape_from))
+        run_options["detector"] = "mask-files"
+        parts["mask-files"] = {"path": mask}
+    of_method = {"samples": samples, "refine": refine, "texture_from": texture_from, "shape_from": shape_from}
+    method_options = {name: value for name, value in of_method.items() if value is not None}
 
     def start() -> Pipeline:
         from recon_core.pipeline import Pipeline
 
-        return Pipeline(configuration, {"run": run_options}, method_options)
+        return Pipeline(configuration, parts, method_options)
 
     outcomes = _run(inputs, Path(out), overwrite, start, quiet=as_json)
     if as_json:
@@ -106,6 +120,15 @@ def command(
     else:
         _sum_up(outcomes, Path(out), time.perf_counter() - started)
     return _exit_code(outcomes)
+
+
+def _check_mask(mask: str, run_options: dict[str, Any], several_photos: bool) -> None:
+    """Raises UsageError for options that say the same as `--mask`, and for one mask of two photos."""
+    for name in ("detector", "keypoints", "box"):
+        if name in run_options:
+            raise UsageError(f"--mask says where the thing is: drop it, or --{name}")
+    if several_photos and not Path(mask).is_dir():
+        raise UsageError(f"--mask {mask}: is the mask of one photo; name a folder that holds the other's too")
 
 
 def _run(

@@ -1,8 +1,10 @@
-"""How well drawings agree with photos (section 4): MaskIoU and SSIM, on pairs that were not learned from."""
+"""How well drawings agree with photos (section 4), on pairs that were not learned from."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,32 +13,69 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from recon_casl.method import CASL
+from recon_casl.model import Attributes
+from recon_core.frechet import PictureFeatures
 from recon_core.metrics import mask_iou, structural_similarity
 from recon_std.readers.masks import MaskedPhotosDataset
 
 SIDE = 128
 """Pixels a side at which drawings and photos are compared."""
+GOLDEN = 137.508
+"""Degrees from each novel view to the next: they spread evenly over the circle, however many there are."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of N pairs. values: mask_iou, ssim (things on black), azimuth_degrees and elevation_degrees of the cameras found.
+    photos, drawn, novel, sideways: things on black in [0, 1]: as they are, drawn from where they were seen, from an
+    azimuth anywhere on the circle, and from 90 degrees aside.
+    """
+
+    ids: list[str]
+    values: Mapping[str, Float[Tensor, " N"]]
+    photos: Float[Tensor, "N 3 S S"]
+    drawn: Float[Tensor, "N 3 S S"]
+    novel: Float[Tensor, "N 3 S S"]
+    sideways: Float[Tensor, "N 3 S S"]
+
+    def distances(self, features: PictureFeatures) -> dict[str, float]:
+        """Frechet distances of the three sets of drawings from the photos (columns 3 to 5 of table 4)."""
+        real = self.photos
+        sets = {"recon": self.drawn, "novel": self.novel, "90": self.sideways}
+        return {f"{features.metric} {name}": features.distance(pictures, real) for name, pictures in sets.items()}
 
 
 @torch.no_grad()
-def evaluate(
-    method: CASL, folder: str | Path, split: str = "val", only: str = "*"
-) -> Mapping[str, Float[Tensor, " N"]]:
-    """Of each pair of a `masks` folder: mask_iou, ssim (things on black), and the camera's azimuth_degrees and
-    elevation_degrees. Crops are the reader's, unvaried."""
+def evaluate(method: CASL, folder: str | Path, split: str = "val", only: str = "*") -> Evaluation:
+    """Of each pair of a `masks` folder. Crops are the reader's, unvaried."""
     settings = MaskedPhotosDataset.Config(split=split, only=only, crop_size=method.crop_size, augment=False)  # type: ignore[arg-type]
+    dataset = MaskedPhotosDataset(folder, settings)
     rows: list[dict[str, Tensor]] = []
-    for item in MaskedPhotosDataset(folder, settings):
+    for index, item in enumerate(dataset):
         cut = torch.cat([item["image"] * item["mask"], item["mask"]])[None]
         found = method.read(cut)
         truth = interpolate(cut, (SIDE, SIDE), mode="area")
-        picture = method.renderer.render(method.model.mesh(found), found.view.camera(SIDE), found.light)
+        drawn, mask = seen(method, found)
         rows.append(
             {
-                "mask_iou": mask_iou(picture.mask.float(), truth[:, 3:]),
-                "ssim": structural_similarity(picture.image.clamp(0, 1), truth[:, :3]),
+                "mask_iou": mask_iou(mask, truth[:, 3:]),
+                "ssim": structural_similarity(drawn, truth[:, :3]),
                 "azimuth_degrees": found.view.azimuth_degrees,
                 "elevation_degrees": torch.rad2deg(found.view.elevation),
+                "photos": truth[:, :3],
+                "drawn": drawn,
+                "novel": seen(method, found, GOLDEN * (index + 1))[0],
+                "sideways": seen(method, found, 90.0)[0],
             }
         )
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    all_rows = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    pictures = {name: all_rows.pop(name) for name in ("photos", "drawn", "novel", "sideways")}
+    return Evaluation(dataset.ids, all_rows, **pictures)
+
+
+def seen(method: CASL, found: Attributes, turn: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Picture on black (B, 3, SIDE, SIDE) and mask (B, 1, SIDE, SIDE) from `turn` degrees aside."""
+    view = found.view.turned(turn)
+    mesh = method.model.mesh(dataclasses.replace(found, view=view))
+    picture = method.renderer.render(mesh, view.camera(SIDE), found.light)
+    return picture.image.clamp(0, 1), picture.mask.float()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from recon_casl.hypotheses import grid, likelier, moved_to, pull
 from recon_casl.model import ATTRIBUTES, Attributes, Drawn, Model
 from recon_casl.networks import Critic, texture
 from recon_casl.objective import Objective, summed
 from recon_casl.prototype import EpochMeans, moved, watch
-from recon_casl.template import ellipsoid_template
+from recon_casl.refine import overlap, refined
+from recon_casl.template import ellipsoid_template, read_template
 from recon_casl.view import FOCAL
 from recon_core.assets import Assets, load_safetensors
 from recon_core.datasets import Mixture
@@ -28,8 +30,9 @@ from recon_core.plugins import registry
 from recon_core.structures import LossValue, Mesh, Observation, Prediction
 from recon_std.losses.adversarial import DiscriminatorLoss, gradient_penalty
 
-
 WEIGHTS = "casl-people"
+
+_BLACK = 2 / 255
 
 
 class CASLConfig(Settings):
@@ -43,6 +46,18 @@ class CASLConfig(Settings):
     """Channels of the encoders' first level; they double three times."""
     texture_size: int = Field(128, ge=16, le=1024)
     """Texels a side of each half of the map."""
+    texture_from: str | None = None
+    """Another photo, whose first subject's texture every shape is given."""
+    shape_from: str | None = None
+    """Another photo, whose first subject's shape every texture is given."""
+    refine: int = Field(0, ge=0)
+    """Steps by which the attributes of each photo are fitted further."""
+    template: str | None = None
+    """A closed mesh (.obj, .ply; y up, z to the front) to begin with; None is the ellipsoid of 642 vertices."""
+    elevations: tuple[float, float] = (-25.0, 25.0)
+    """Degrees between which the camera stands; the default is the published one for people."""
+    hypotheses: tuple[int, int] = (1, 1)
+    """Azimuths and elevations tried in training for each photo; for things that are seen from everywhere."""
     integration: bool = True
     """The integration module; without it shape and camera see the global feature only ("No IM")."""
     encoder_loop: bool = True
@@ -59,6 +74,16 @@ class CASLConfig(Settings):
     critic_rate: float = Field(1e-4, gt=0)
     gradient_penalty: float = Field(10.0, ge=0)
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.texture_from and self.shape_from:
+            raise ValueError("texture_from and shape_from: one of them; the photo gives the other")
+        if not -89 <= self.elevations[0] < self.elevations[1] <= 89:
+            raise ValueError("elevations: two degrees between -89 and 89, the lower one first")
+        if min(self.hypotheses) < 1:
+            raise ValueError("hypotheses: at least one azimuth and one elevation")
+        return self
+
 
 class CASL(Method):
     """The four encoders, the prototype, and their training from photos and masks alone."""
@@ -72,7 +97,9 @@ class CASL(Method):
 
     def __init__(self, config: CASLConfig, body_model: BodyModel | None = None) -> None:
         super().__init__(config, body_model)
-        self.model = Model(ellipsoid_template(), config.width, config.texture_size, config.integration)
+        start = read_template(config.template) if config.template else ellipsoid_template()
+        self.model = Model(start, config.width, config.texture_size, config.integration, config.elevations)
+        self.guide = config.texture_from or config.shape_from
         self.critic = Critic(config.width)
         self._objective: Objective | None = None
         self._renderer: Renderer | None = None
@@ -108,14 +135,18 @@ class CASL(Method):
 
     @torch.no_grad()
     def predict(self, observation: Observation) -> Prediction:
-        """extra: light (9), distance, azimuth_degrees, elevation_degrees and offset of the recovered camera."""
-        if observation.image is None or observation.mask is None or observation.to_crop is None:
-            raise EvidenceError("casl reads the photo and its mask: the observation has no crop of them")
-        share = observation.mask.mean((1, 2, 3))
-        if bool((share < 0.002).any()):
-            raise EvidenceError("casl: the mask of a subject is empty; give the mask of the thing, or another --box")
-        cut = torch.cat([observation.image * observation.mask, observation.mask], 1)
-        found = self.read(cut)
+        """extra: light (9), distance, azimuth_degrees, elevation_degrees and offset of the recovered camera; with
+        `refine`, mask_iou_before and mask_iou of photo and drawing, before and after it.
+
+        With a guide, the texture or shape is of that subject, and the rest of the photo's.
+        """
+        found, extra = self._explain(observation)
+        if observation.guide is not None:
+            other, _ = self._explain(observation.guide)
+            if self.config.texture_from:
+                found = dataclasses.replace(found, texture=other.texture)
+            else:
+                found = dataclasses.replace(found, offsets=other.offsets)
         return Prediction(
             mesh=self._in_photo(found, observation),
             extra={
@@ -124,14 +155,35 @@ class CASL(Method):
                 "azimuth_degrees": found.view.azimuth_degrees,
                 "elevation_degrees": torch.rad2deg(found.view.elevation),
                 "offset": found.view.offset,
+                **extra,
             },
         )
 
+    def _explain(self, observation: Observation) -> tuple[Attributes, dict[str, Tensor]]:
+        """The attributes of what is seen, refined where that is asked for, and how far that helped."""
+        if observation.image is None or observation.mask is None or observation.to_crop is None:
+            raise EvidenceError("casl reads the photo and its mask: the observation has no crop of them")
+        cut = torch.cat([observation.image * observation.mask, observation.mask], 1)
+        if bool((observation.mask.mean((1, 2, 3)) < 0.002).any()):
+            raise EvidenceError("casl: the mask of a subject is empty; give the mask of the thing, or another --box")
+        if bool((cut[:, :3].amax((1, 2, 3)) < _BLACK).any()):
+            raise EvidenceError("casl: the photo is black within the mask of a subject; there is no colour to take")
+        found = self.read(cut)
+        if not self.config.refine or not len(cut):
+            return found, {}
+        flow = self.model.texture.flow(self._reduced(cut))
+        better = refined(self.model, self.objective, self.renderer, cut, found, flow, self.config.refine)
+        before, after = (overlap(self.model, self.renderer, cut, a) for a in (found, better))
+        return better, {"mask_iou_before": before, "mask_iou": after}
+
     def read(self, cut: Float[Tensor, "B 4 S S"]) -> Attributes:
         """The attributes of photos on black, with their masks, of any size; colours are taken at that size."""
-        small = interpolate(cut, (self.config.side, self.config.side), mode="area")
+        small = self._reduced(cut)
         found = self.model.encode(small)
         return dataclasses.replace(found, texture=texture(cut, self.model.texture.flow(small)))
+
+    def _reduced(self, cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 4 s s"]:
+        return interpolate(cut, (self.config.side, self.config.side), mode="area")
 
     def _in_photo(self, found: Attributes, observation: Observation) -> Mesh:
         """The mesh in the full photo's camera: as large as in the crop at its middle, its shape kept."""
@@ -192,6 +244,7 @@ class CASL(Method):
             self._end_epoch()
         learning = ATTRIBUTES if optimizer == "encoders" else (optimizer,)
         found = self.model.encode(real, learning)
+        found, astray = self._seen_from_elsewhere(found, mask)
         drawn = self.model.draw(found, self.renderer, image.shape[-1])
         objective = self.objective
         loss = summed(
@@ -199,10 +252,22 @@ class CASL(Method):
             objective.regular(self.model, found),
             objective.cycle(self.model, found, drawn, learning),
             objective.fooling(self.critic, drawn),
+            *astray,
         )
         self._epochs.add(found.offsets, loss.terms)
         self._drawn = drawn.detach()
         return loss
+
+    def _seen_from_elsewhere(
+        self, found: Attributes, mask: Float[Tensor, "B 1 S S"]
+    ) -> tuple[Attributes, list[LossValue]]:
+        """The same from the views that explain the masks best, and what pulls the camera there."""
+        azimuths, elevations = self.config.hypotheses
+        if azimuths * elevations == 1:
+            return found, []
+        tried = grid(azimuths, elevations, self.config.elevations).to(mask.device)
+        there = likelier(self.model, self.renderer, found.view.detach(), mask, tried)
+        return dataclasses.replace(found, view=moved_to(found.view, there)), [pull(found.view, there)]
 
     def _criticise(self, real: Float[Tensor, "B 4 S S"]) -> LossValue:
         assert self._drawn is not None

@@ -49,15 +49,19 @@ class Model(nn.Module):
     prototype: Float[Tensor, "V 3"]
     laplacian: Float[Tensor, "V V"]
 
-    def __init__(self, template: Template, width: int, texture_size: int, integration: bool) -> None:
+    def __init__(
+        self, template: Template, width: int, texture_size: int, integration: bool, elevations: tuple[float, float]
+    ) -> None:
+        """elevations: degrees between which cameras stand."""
         super().__init__()
         self.template = template
         self.register_buffer("prototype", template.vertices.clone())
         self.register_buffer("laplacian", uniform_laplacian(template.faces, len(template.vertices)), persistent=False)
         self.shape = ShapeEncoder(width, integration)
-        self.camera = CameraEncoder(width, integration)
+        self.camera = CameraEncoder(width, integration, elevations)
         self.light = LightEncoder(width)
-        self.texture = TextureEncoder(width, texture_size)
+        extent = template.vertices.abs().amax(0)
+        self.texture = TextureEncoder(width, texture_size, (float(extent[0]), float(extent[1])))
 
     def encode(self, x: Float[Tensor, "B 4 S S"], learning: Collection[str] = ATTRIBUTES) -> Attributes:
         """learning: the attributes that carry gradients, of those that autograd records at all."""

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate, max_pool2d, normalize
 
-from recon_casl.template import HALF_EXTENT, straight_flow
+from recon_casl.template import straight_flow
 from recon_casl.view import FOCAL, View
 from recon_core.geometry.topology import apply_sparse
 
@@ -23,8 +23,6 @@ NEAREST, FARTHEST = 2.0, 6.0
 """Distances of the camera, as published."""
 USUAL_DISTANCE = 2.6
 """The distance at which the default prototype fills its crop: where training begins, and texels look straight on."""
-HIGHEST = math.radians(25)
-"""Elevations lie within this, as published for people."""
 
 
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -104,8 +102,11 @@ class ShapeEncoder(nn.Module):
 class CameraEncoder(nn.Module):
     """Distance, azimuth, elevation and offset (equation 3)."""
 
-    def __init__(self, width: int, integration: bool) -> None:
+    def __init__(self, width: int, integration: bool, elevations: tuple[float, float]) -> None:
+        """elevations: degrees between which cameras stand."""
         super().__init__()
+        low, high = (math.radians(v) for v in elevations)
+        self.level, self.reach = (low + high) / 2, (high - low) / 2
         self.trunk = Trunk(width)
         self.integration = Integration(self.trunk.channels, integration)
         self.local = nn.Sequential(nn.Linear(self.integration.channels, 64), nn.LeakyReLU(0.1))
@@ -125,7 +126,7 @@ class CameraEncoder(nn.Module):
         distance = NEAREST + (FARTHEST - NEAREST) * torch.sigmoid(raw[:, 0])
         ahead = raw.new_tensor([1.0, 0.0])
         azimuth = normalize(raw[:, 1:3] + ahead, dim=1, eps=1e-6)
-        return View(distance, azimuth, HIGHEST * torch.tanh(raw[:, 3]), torch.tanh(raw[:, 4:6]))
+        return View(distance, azimuth, self.level + self.reach * torch.tanh(raw[:, 3]), torch.tanh(raw[:, 4:6]))
 
 
 class LightEncoder(nn.Module):
@@ -153,8 +154,11 @@ class TextureEncoder(nn.Module):
     The flow is a change of where an undeformed template would have it. The back half is the front half's mirror.
     """
 
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, width: int, size: int, half_extent: tuple[float, float]) -> None:
+        """half_extent: half the template's size along x and y."""
         super().__init__()
+        shown = FOCAL / USUAL_DISTANCE
+        self.extent = (half_extent[0] * shown, half_extent[1] * shown)
         self.trunk = Trunk(width)
         channels = self.trunk.channels
         self.up = nn.ModuleList(
@@ -172,8 +176,7 @@ class TextureEncoder(nn.Module):
         for up, skip in zip(self.up, levels[-2::-1], strict=True):
             y = up(torch.cat([interpolate(y, scale_factor=2.0, mode="nearest"), skip], 1))
         change = interpolate(self.out(y), (self.size, self.size), mode="bilinear", align_corners=False)
-        shown = FOCAL / USUAL_DISTANCE
-        straight = straight_flow(self.size, self.size, (HALF_EXTENT[0] * shown, HALF_EXTENT[1] * shown)).to(x)
+        straight = straight_flow(self.size, self.size, self.extent).to(x)
         return (straight + change).clamp(-1, 1)
 
     def forward(self, x: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 3 2H W"]:

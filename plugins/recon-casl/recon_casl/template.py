@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +12,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from recon_core.errors import UsageError
+from recon_core.evidence_files import read_surface
 from recon_core.geometry.primitives import icosphere
 from recon_core.geometry.topology import edges
 
 HALF_EXTENT = (0.45, 0.9, 0.3)
 """Half the size of the default prototype, an ellipsoid, along x (right), y (up) and z (to the front)."""
+LARGEST_HALF_EXTENT = 0.9
+"""Of every other prototype: what the camera shows of it fills the crop as the default does."""
 
 _RIM = 0.9
 """Where the front half ends on its half of the map, of the way from the middle to the border. Faces that cross the
@@ -35,17 +39,33 @@ class Template:
     mirror: Int[Tensor, " V"]
 
 
-def ellipsoid_template(subdivisions: int = 3) -> Template:
+def ellipsoid_template() -> Template:
     """The default: 642 vertices and 1280 faces (section 3.1)."""
-    vertices, faces = icosphere(subdivisions)
+    vertices, faces = icosphere(3)
     return template(vertices * torch.tensor(HALF_EXTENT), faces)
+
+
+def read_template(file: str | Path) -> Template:
+    """A closed mesh of an .obj or .ply file (y up, z to the front) as a prototype, moved to the middle and scaled.
+
+    Raises InputError for a file that cannot be read, UsageError naming it for a mesh that is not closed.
+    """
+    vertices, faces = read_surface(Path(file))
+    if not len(faces):
+        raise UsageError(f"casl.template {file}: has no faces")
+    vertices = vertices * vertices.new_tensor([1.0, -1.0, -1.0])  # read in the camera frame, y down
+    vertices = vertices - (vertices.amax(0) + vertices.amin(0)) / 2
+    try:
+        return template(vertices * (LARGEST_HALF_EXTENT / vertices.abs().max()), faces)
+    except UsageError as error:
+        raise UsageError(f"casl.template {file}: {error}") from None
 
 
 def template(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Template:
     """Any closed mesh as a prototype, seen from its middle. Raises UsageError for one that is not closed."""
     if len(edges(faces).irregular):
         raise UsageError(
-            f"template: {len(edges(faces).irregular)} edges are not shared by exactly two faces of one outside; "
+            f"{len(edges(faces).irregular)} edges are not shared by exactly two faces of one outside; "
             "CASL deforms closed meshes only"
         )
     direction = normalize(vertices / vertices.abs().amax(0), dim=1)
