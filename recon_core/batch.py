@@ -195,7 +195,7 @@ class _Steps:
                 "or --overwrite replaces it"
             )
         note = ""
-        if _material(settings) != _material(self._pipeline.used_settings):
+        if material(settings) != material(self._pipeline.used_settings):
             note = f"{job.folder} was made by {method} with other settings; --overwrite replaces it"
         return Outcome(job.path, "skipped", job.folder, note)
 
@@ -224,7 +224,7 @@ def _named(path: Path, message: str) -> str:
     return message if str(path) in message else f"{path}: {message}"
 
 
-def _material(settings: Mapping[str, Any]) -> dict[str, Any]:
+def material(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what is found, as JSON gives them back."""
     plain = json.loads(json.dumps(settings))
     return plain | {RUN: {k: v for k, v in plain.get(RUN, {}).items() if k not in _IMMATERIAL}}

@@ -6,6 +6,7 @@ results are in, and `--format ply` turns them back. Joint files are in the camer
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -149,3 +150,17 @@ class _Binary:
     def table(self, count: int, properties: list[list[str]]) -> dict[str, np.ndarray]:
         rows = self._take(count, np.dtype([(p[-1], self._type(p[0])) for p in properties]))
         return {p[-1]: rows[p[-1]] for p in properties}
+
+
+def keypoint_format(path: Path) -> str:
+    """The detector that reads this file of joints: OpenPose's files have "people", a folder holds such, one a photo.
+
+    Any other file is COCO's, whose reader says what is wrong with it if it is not.
+    """
+    if path.is_dir():
+        return "openpose-json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "coco-json"
+    return "openpose-json" if isinstance(content, dict) and "people" in content else "coco-json"

@@ -54,7 +54,8 @@ class FitStage:
         try:
             return _rows(self._fit(observation, prediction.body, body_model, context))
         except EvidenceError as error:
-            if len(observation) == 1:
+            # Views of one subject are fitted together or not at all.
+            if len(observation) == 1 or observation.subject is not None:
                 raise
             return self._one_by_one(observation, prediction.body, body_model, context, error)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from recon_core.rendering import FaceProbabilities, Fragments, Picture, Scene, SoftSettings
 
 InputKind = Literal["image", "mask", "keypoints", "keypoints3d", "mesh", "scan", "landmarks"]
-OutputKind = Literal["body", "mesh", "image"]
+OutputKind = Literal["body", "mesh", "image", "keypoints3d"]
 
 
 class Settings(BaseModel):
@@ -145,7 +145,7 @@ class Renderer(ABC):
         scene = Scene.separate(meshes)
         fragments = self.rasterize(scene, camera, near)
         covered = fragments.mask.to(fragments.depth.dtype)
-        return outline(scene, camera, fragments, near).blend(covered).clamp(0, 1)
+        return outline(scene, camera, fragments.mask, near).blend(covered).clamp(0, 1)
 
     def render(
         self,
@@ -167,7 +167,7 @@ class Renderer(ABC):
         picture = shade(scene, self.rasterize(scene, camera, near), light, background)
         if not antialias:
             return picture
-        return replace(picture, image=outline(scene, camera, picture.fragments, near).blend(picture.image))
+        return replace(picture, image=outline(scene, camera, picture.fragments.mask, near).blend(picture.image))
 
 
 class Prior(nn.Module, ABC):

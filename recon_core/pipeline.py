@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
@@ -16,6 +15,7 @@ from pydantic import PositiveFloat
 from recon_core.assets import assets
 from recon_core.config import RUN, Configuration
 from recon_core.errors import NoPersonError, PluginError, ReconError, UsageError, nearest
+from recon_core.evidence_files import keypoint_format
 from recon_core.export.save import exporter
 from recon_core.fitting import FitStage, Fitted, choose_priors
 from recon_core.geometry.cameras import default_focal
@@ -23,7 +23,7 @@ from recon_core.images import Photo, load_image
 from recon_core.interfaces import BodyModel, Detector, Method, Settings
 from recon_core.observe import check_box, choose_by_box, detect_in_box, observe, with_guide
 from recon_core.plugins import registry
-from recon_core.reconstruction import GeneratedImage, Reconstruction, SceneObject, people_from_bodies
+from recon_core.reconstruction import Reconstruction, generated_images, people_from_bodies, scene_objects
 from recon_core.structures import Camera, Detection, Observation, Prediction
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -34,7 +34,8 @@ class RunSettings(Settings):
     """Settings of a run: section [run] of a settings file, and the options of `recon run`.
 
     method, detector, body, fitter, renderer: registered names; None is the method's own choice. fit: whether to fit
-    at all. priors: for the fitter; registered priors, or methods that bring one; None is the fitter's own choice.
+    at all. views: whether the photos are views of one person (`recon_core.views`). priors: for the fitter; registered
+    priors, or methods that bring one; None is the fitter's own choice.
     keypoints: a file of joints, read in place of a detector. box: x, y, w, h in pixels, the subject in every photo.
     focal_px: focal length in pixels, in place of what the photo says. device: "auto", "cpu", "cuda", ...
     formats: files to write besides the usual ones.
@@ -44,6 +45,7 @@ class RunSettings(Settings):
     detector: str | None = None
     body: str | None = None
     fit: bool = True
+    views: bool = False
     fitter: str | None = None
     priors: tuple[str, ...] | None = None
     keypoints: str | None = None
@@ -61,6 +63,7 @@ def run(
 
     photos: a file (a Reconstruction is returned) or several (a list is). settings: those of `RunSettings`, those of
     the method (`samples=25`), and for other parts a mapping by the part's name (`smplify={"iterations": 20}`).
+    `views=True` joins several photos of one person in one body.
 
         result = recon_core.run("photo.jpg", method="prohmr", samples=25)
         person = result.people[0]
@@ -74,6 +77,11 @@ def run(
     NoPersonError where the detector finds nobody, and other ReconErrors that say what to do.
     """
     pipeline = Pipeline(options=_sections(method, settings))
+    if pipeline.settings.views:
+        from recon_core.views import reconstruct_views
+
+        several = [photos] if isinstance(photos, str | Path) else photos
+        return reconstruct_views(pipeline, [Path(photo) for photo in several])
     if isinstance(photos, str | Path):
         return pipeline(photos)
     return [pipeline(photo) for photo in photos]
@@ -150,13 +158,35 @@ class Pipeline:
         Raises PluginError naming the method when it fails or breaks its contract, EvidenceError when nobody can be
         fitted.
         """
+        observation = self.observe(photo, detections)
+        prediction, fitted = self.infer(observation, str(photo.path))
+        return self.result(photo, digest, detections, observation, prediction, fitted)
+
+    def observe(self, photo: Photo, detections: Sequence[Detection]) -> Observation:
+        """What the method is given of a photo's subjects, on the run's device."""
         camera = Camera.perspective(self._focal(photo), photo.size)
-        observation = with_guide(self._observe(photo, camera, detections), self._guide)
+        return with_guide(self._observe(photo, camera, detections), self._guide)
+
+    def infer(self, observation: Observation, where: str) -> tuple[Prediction, Fitted | None]:
+        """What the method makes of an observation, and the bodies after the fit. where: the photo, for messages."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # Chance without a seed of its own falls alike for every photo, in whichever order they come.
             torch.manual_seed(0)
-            prediction = self._predict(observation, photo)
-            fitted = self._fit(observation, prediction)
+            prediction = self._predict(observation, where)
+            return prediction, self._fit(observation, prediction)
+
+    def result(
+        self,
+        photo: Photo,
+        digest: str,
+        detections: Sequence[Detection],
+        observation: Observation,
+        prediction: Prediction,
+        fitted: Fitted | None,
+        views: Sequence[tuple[str, str]] = (),
+    ) -> Reconstruction:
+        """The reconstruction of one photo from the rows that show it. views: see `Reconstruction`."""
+        camera = Camera.perspective(self._focal(photo), photo.size)
         boxes, scores = [d.box for d in detections], [float(d.score) for d in detections]
         people = []
         if fitted is not None:
@@ -178,11 +208,12 @@ class Pipeline:
             method=self.settings.method,
             camera=camera,
             people=people,
-            objects=scene_objects(prediction, boxes, scores),
-            images=_images(prediction, boxes, scores),
+            objects=scene_objects(prediction, boxes, scores, camera),
+            images=generated_images(prediction, boxes, scores),
             versions=self.versions,
             settings=self.used_settings,
             body_model=self.body_model if people else None,
+            views=views,
         )
 
     def _observe_guide(self) -> Observation | None:
@@ -205,10 +236,10 @@ class Pipeline:
             crop_margin=self.method.crop_margin,
         ).to(self.device)
 
-    def _predict(self, observation: Observation, photo: Photo) -> Prediction:
+    def _predict(self, observation: Observation, where: str) -> Prediction:
         name = self.settings.method
         registry().call("recon_before_predict", method=name, observation=observation)
-        prediction = predict(self.method, name, observation, photo)
+        prediction = predict(self.method, name, observation, where)
         registry().call("recon_after_predict", method=name, observation=observation, prediction=prediction)
         return prediction
 
@@ -265,12 +296,18 @@ class Pipeline:
 
     def _fitter_name(self, method: type[Method]) -> str | None:
         if not self.settings.fit:
+            if self.settings.views:
+                raise UsageError("--views: the fit joins views; drop --no-fit")
             if self.settings.fitter or self.settings.priors:
                 raise UsageError("--no-fit leaves out the fit: drop it, or --fitter and --prior")
             return None
         if self.settings.fitter and "body" not in method.outputs:
             raise UsageError(f"--fitter {self.settings.fitter}: method '{self.settings.method}' gives no body to fit")
         name = self.settings.fitter or method.default_fitter
+        if self.settings.views and name is None:
+            raise UsageError(
+                f"--views: the fit joins views; method '{self.settings.method}' has none, so name one with --fitter"
+            )
         if self.settings.priors and name is None:
             raise UsageError(f"--prior: method '{self.settings.method}' has no fit; name one with --fitter")
         if name is not None:
@@ -304,8 +341,8 @@ class Pipeline:
         return found
 
 
-def predict(method: Method, name: str, observation: Observation, photo: Photo) -> Prediction:
-    """`method.predict`, held to the interface. Raises PluginError naming method and photo."""
+def predict(method: Method, name: str, observation: Observation, where: str) -> Prediction:
+    """`method.predict`, held to the interface. Raises PluginError naming method and photo (`where`)."""
     package = registry().entry("method", name).package
     try:
         with torch.no_grad():
@@ -315,31 +352,17 @@ def predict(method: Method, name: str, observation: Observation, photo: Photo) -
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         raise PluginError(
-            f"{photo.path}: method '{name}' of {package} failed: {type(error).__name__}: {reason}"
+            f"{where}: method '{name}' of {package} failed: {type(error).__name__}: {reason}"
         ) from error
     for field in sorted(method.outputs):
         value = getattr(prediction, field)
         if value is None or len(value) != len(observation):
             found = "none" if value is None else str(len(value))
             raise PluginError(
-                f"{photo.path}: method '{name}' of {package} should give {len(observation)} rows of '{field}', "
+                f"{where}: method '{name}' of {package} should give {len(observation)} rows of '{field}', "
                 f"one a subject, and gave {found}"
             )
     return prediction
-
-
-def keypoint_format(path: Path) -> str:
-    """The detector that reads this file of joints: OpenPose's files have "people", a folder holds such, one a photo.
-
-    Any other file is COCO's, whose reader says what is wrong with it if it is not.
-    """
-    if path.is_dir():
-        return "openpose-json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return "coco-json"
-    return "openpose-json" if isinstance(content, dict) and "people" in content else "coco-json"
 
 
 def _device(name: str) -> torch.device:
@@ -369,29 +392,3 @@ def _sections(method: str, settings: Mapping[str, Any]) -> dict[str, dict[str, A
         else:
             raise UsageError(f"unknown setting '{name}'{nearest(name, {*RunSettings.model_fields, *own})}")
     return sections
-
-
-def scene_objects(prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float]) -> list[SceneObject]:
-    """The meshes of a prediction that has any, one an object, each with its row of what else was predicted.
-
-    boxes, scores: of the objects. Raises ReconError for a mesh that is not finite.
-    """
-    if prediction.mesh is None:
-        return []
-    numbers = {name: value.detach().cpu().numpy() for name, value in prediction.extra.items()}
-    if prediction.camera is not None:
-        numbers |= {f"camera_{k}": getattr(prediction.camera, k).detach().cpu().numpy() for k in ("K", "R", "t")}
-    mesh = prediction.mesh.detach().to("cpu")
-    if not torch.isfinite(mesh.vertices).all():
-        raise ReconError("the method returned a mesh that is not finite; no result can be written")
-    return [
-        SceneObject(boxes[i], scores[i], mesh[i], {name: value[i] for name, value in numbers.items()})
-        for i in range(len(mesh))
-    ]
-
-
-def _images(prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float]) -> list[GeneratedImage]:
-    if prediction.image is None:
-        return []
-    pixels = (prediction.image.detach().cpu().permute(0, 2, 3, 1).nan_to_num().clamp(0, 1) * 255 + 0.5).byte().numpy()
-    return [GeneratedImage(boxes[i], scores[i], pixels[i]) for i in range(len(pixels))]

@@ -16,8 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from recon_core.errors import ReconError
+from recon_core.geometry.primitives import stick_figure
 from recon_core.skeletons import SMPL24, Skeleton, skeleton
-from recon_core.structures import BodyParameters, Camera, Keypoints, Mesh, Samples
+from recon_core.structures import BodyParameters, Camera, Keypoints, Mesh, Prediction, Samples
 
 if TYPE_CHECKING:
     from recon_core.interfaces import BodyModel
@@ -81,12 +82,15 @@ class Person:
 @dataclass(frozen=True)
 class SceneObject:
     """A mesh without a body model: box and score as in `Person`; mesh: a batch of one, camera frame, metres.
-    extra: further named numbers the method gave (light, view, ...)."""
+    extra: further named numbers the method gave (light, view, ...). joints3d, joints2d: by skeleton, as in `Person`, of
+    a method that gives joints in space; its mesh is a figure of sticks where it gives none of its own."""
 
     box: tuple[float, float, float, float]
     score: float
     mesh: Mesh
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    joints3d: Mapping[str, Joints] = field(default_factory=dict)
+    joints2d: Mapping[str, Joints] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class Reconstruction:
     path: the photo's file, digest: its sha256. photo: (H, W, 3) uint8 RGB, upright. camera: one full-picture camera,
     shared by all subjects. people, objects, images: best first; which are filled depends on the method's outputs.
     versions: of the packages that made it. settings: all settings of the run. body_model: the model of `people`,
-    None without people.
+    None without people. views: file names and sha256 of all the photos that were taken for views of one person, this
+    one among them; empty where it was taken by itself.
     """
 
     path: Path
@@ -119,6 +124,7 @@ class Reconstruction:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     body_model: BodyModel | None = None
+    views: Sequence[tuple[str, str]] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -197,6 +203,52 @@ def people_from_bodies(
         )
         for i in range(len(body))
     ]
+
+
+def scene_objects(
+    prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float], camera: Camera | None = None
+) -> list[SceneObject]:
+    """The meshes or skeletons of a prediction that has any, one an object, each with its row of the other numbers.
+
+    boxes, scores: of the objects. camera: the picture's, one row, for the pixels of joints. Raises ReconError for a
+    mesh that is not finite.
+    """
+    joints = prediction.keypoints3d
+    if prediction.mesh is None and joints is None:
+        return []
+    numbers = {name: value.detach().cpu().numpy() for name, value in prediction.extra.items()}
+    if prediction.camera is not None:
+        numbers |= {f"camera_{k}": getattr(prediction.camera, k).detach().cpu().numpy() for k in ("K", "R", "t")}
+    joints3d: list[dict[str, Joints]] = [{} for _ in boxes]
+    joints2d: list[dict[str, Joints]] = [{} for _ in boxes]
+    mesh = prediction.mesh
+    if joints is not None:
+        joints = joints.detach().to("cpu")
+        mesh = stick_figure(joints) if mesh is None else mesh
+        joints3d = [{joints.skeleton: Joints(joints.skeleton, points.numpy())} for points in joints.points]
+        if camera is not None:
+            pixels = project(camera.detach().to("cpu"), joints.points)
+            joints2d = [{joints.skeleton: Joints(joints.skeleton, points.numpy())} for points in pixels]
+    assert mesh is not None
+    mesh = mesh.detach().to("cpu")
+    if not torch.isfinite(mesh.vertices).all():
+        raise ReconError("the method returned a mesh that is not finite; no result can be written")
+    return [
+        SceneObject(
+            boxes[i], scores[i], mesh[i], {name: value[i] for name, value in numbers.items()}, joints3d[i], joints2d[i]
+        )
+        for i in range(len(mesh))
+    ]
+
+
+def generated_images(
+    prediction: Prediction, boxes: Sequence[Any], scores: Sequence[float]
+) -> list[GeneratedImage]:
+    """The pictures of a prediction that has any. boxes, scores: of the subjects they show."""
+    if prediction.image is None:
+        return []
+    pixels = (prediction.image.detach().cpu().permute(0, 2, 3, 1).nan_to_num().clamp(0, 1) * 255 + 0.5).byte().numpy()
+    return [GeneratedImage(boxes[i], scores[i], pixels[i]) for i in range(len(pixels))]
 
 
 def project(camera: Camera, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 2"]:

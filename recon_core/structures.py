@@ -308,7 +308,8 @@ class Prediction(Batched):
     """What a Method returns for B subjects; it fills what it declares in `outputs`.
 
     body: in the camera frame of the observation's full picture. samples: further draws. mesh: a textured mesh
-    in the camera frame. image: (B, 3, H, W). camera: where the method estimates one of its own. context: what
+    in the camera frame. image: (B, 3, H, W). keypoints3d: joints in the camera frame, metres, of a method that gives
+    a skeleton in place of a body. camera: where the method estimates one of its own. context: what
     the method's conditional prior needs again (Prior.log_prob(..., context)). extra: named tensors (light, ...).
     """
 
@@ -319,6 +320,7 @@ class Prediction(Batched):
     camera: Camera | None = None
     context: Float[Tensor, "B C"] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    keypoints3d: Keypoints | None = None
 
 
 @dataclass(frozen=True)

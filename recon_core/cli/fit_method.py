@@ -144,7 +144,7 @@ def fit_by_method(
     settings = configuration.settings(name, found.Config)
     method = found.from_assets(settings, assets()).eval()
     try:
-        prediction = predict(method, name, observation, picture)
+        prediction = predict(method, name, observation, str(picture.path))
     except EvidenceError as error:
         raise EvidenceError(f"{path}: {error}") from error
     _save(name, path, observation, prediction, picture, with_photo, folder, overwrite, settings.model_dump(mode="json"))
@@ -176,8 +176,7 @@ def _save(
     from recon_core.export.json_npz import write_json, write_npz
     from recon_core.export.obj_ply import write_obj, write_ply
     from recon_core.export.save import RESULT, new_folder
-    from recon_core.pipeline import scene_objects
-    from recon_core.reconstruction import Reconstruction
+    from recon_core.reconstruction import Reconstruction, scene_objects
 
     frame = (0.0, 0.0, float(picture.size[0]), float(picture.size[1]))
     boxes = [frame] * len(observation) if observation.box is None else observation.box.tolist()

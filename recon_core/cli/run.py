@@ -48,6 +48,7 @@ def _words(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 @click.option("--method", metavar="NAME", help="How to reconstruct; `recon methods` lists them.  [default: prohmr]")
 @click.option("-o", "--out", default="out", show_default=True, metavar="FOLDER", help="A folder a photo is put here.")
 @click.option("--samples", type=click.IntRange(min=0), metavar="N", help="Draw N possible bodies of each person too.")
+@click.option("--views", is_flag=True, default=None, help="The photos show one person: one body for all of them.")
 @click.option("--refine", type=click.IntRange(min=0), metavar="N", help="Fit each photo N steps further.")
 @click.option("--texture-from", metavar="PHOTO", help="Give each shape the texture of the first subject there.")
 @click.option("--shape-from", metavar="PHOTO", help="Give each texture the shape of the first subject there.")
@@ -138,6 +139,7 @@ def _run(
 
     from recon_core.batch import Outcome, process
     from recon_core.images import find_images
+    from recon_core.views import process_views
 
     outcomes: list[Outcome] = []
     missing: list[InputError] = []
@@ -149,15 +151,22 @@ def _run(
         if outcome.message and several and not quiet:
             tqdm.write(f"recon: {outcome.message}", file=sys.stderr)
 
-    for error in missing:
-        note(Outcome(None, "failed", message=str(error), error=error))
+    def note_missing() -> None:
+        for error in missing:
+            note(Outcome(None, "failed", message=str(error), error=error))
+
     if not paths:
+        note_missing()
         return outcomes
     with _output_folder(out):
         pipeline = start()
+        together = pipeline.settings.views
+        if together and missing:
+            raise missing[0]
+        note_missing()
         try:
             with tqdm(total=len(paths), unit="photo", disable=True if quiet or not several else None) as bar:
-                for outcome in process(pipeline, paths, out, overwrite):
+                for outcome in (process_views if together else process)(pipeline, paths, out, overwrite):
                     note(outcome)
                     bar.update()
         except KeyboardInterrupt:

@@ -61,7 +61,8 @@ class PersonRecord(_Record):
 
 
 class ObjectRecord(_Record):
-    """One mesh without a body. extra: what the method estimated besides (light, view, ...), as nested lists."""
+    """One mesh without a body, or one skeleton. extra: what the method estimated besides (light, view, ...), as nested
+    lists. joints2d, joints3d: as of a person; empty where the method gives no joints."""
 
     box: Box
     score: float
@@ -69,6 +70,8 @@ class ObjectRecord(_Record):
     faces: int
     textured: bool
     extra: dict[str, Any]
+    joints2d: dict[str, dict[str, Point2 | None]] = {}
+    joints3d: dict[str, dict[str, Point3]] = {}
 
 
 class ImageRecord(_Record):
@@ -78,6 +81,13 @@ class ImageRecord(_Record):
     score: float
     file: str
     size: tuple[int, int]
+
+
+class ViewRecord(_Record):
+    """One photo of several of one person."""
+
+    image: str
+    image_sha256: str
 
 
 class ResultRecord(_Record):
@@ -93,6 +103,7 @@ class ResultRecord(_Record):
     people: list[PersonRecord]
     objects: list[ObjectRecord] = []
     images: list[ImageRecord] = []
+    views: list[ViewRecord] = []
 
 
 def result_record(reconstruction: Reconstruction) -> ResultRecord:
@@ -109,6 +120,7 @@ def result_record(reconstruction: Reconstruction) -> ResultRecord:
         people=[_person(person) for person in reconstruction.people],
         objects=[_object(item) for item in reconstruction.objects],
         images=[_image(item, image_name(i, len(images))) for i, item in enumerate(images)],
+        views=[ViewRecord(image=name, image_sha256=digest) for name, digest in reconstruction.views],
     )
 
 
@@ -169,6 +181,8 @@ def result_arrays(reconstruction: Reconstruction) -> dict[str, np.ndarray]:
                 batched = name in ("texture", "colors")
                 arrays[f"object_{i}_{name}"] = (value[0] if batched else value).detach().cpu().numpy()
         arrays |= {f"object_{i}_extra_{name}": value for name, value in item.extra.items()}
+        for kind in ("joints3d", "joints2d"):
+            arrays |= {f"object_{i}_{kind}_{name}": j.points for name, j in getattr(item, kind).items()}
     for i, picture in enumerate(reconstruction.images):
         arrays[f"image_{i}"] = picture.pixels
     return arrays
@@ -212,6 +226,8 @@ def _object(item: SceneObject) -> ObjectRecord:
         faces=len(item.mesh.faces),
         textured=item.mesh.texture is not None,
         extra={name: _rounded(value, 6) for name, value in item.extra.items() if value.size <= 1000},
+        joints2d={name: _by_name(joints, 3) for name, joints in item.joints2d.items()},
+        joints3d={name: _by_name(joints, 6) for name, joints in item.joints3d.items()},
     )
 
 

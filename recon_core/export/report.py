@@ -21,7 +21,7 @@ from PIL import Image
 
 from recon_core.export.palette import subject_colors
 from recon_core.export.rig import Y_UP, split_at_seams
-from recon_core.reconstruction import Person, Reconstruction
+from recon_core.reconstruction import Person, Reconstruction, SceneObject
 from recon_core.structures import Mesh
 
 PICTURE_SIDE = 1280
@@ -135,8 +135,10 @@ def _facts(reconstruction: Reconstruction) -> list[tuple[str, str]]:
         )
         if items
     ]
+    views = [("views", ", ".join(name for name, _ in reconstruction.views))] if reconstruction.views else []
     return [
         ("method", reconstruction.method),
+        *views,
         ("photo", f"{reconstruction.path.name}, {width} × {height} pixels"),
         ("found", ", ".join(found) or "nothing"),
         ("focal length", f"{K[0][0]:.1f} pixels, principal point {K[0][2]:.1f}, {K[1][2]:.1f}"),
@@ -182,11 +184,12 @@ def _object(index: int, item: Any) -> str:
         for name, value in item.extra.items()
         if value.size <= 32
     ]
-    return _section(f"object {index}", _table(rows))
+    joints = [_joint_table(item, name, opened=False) for name in item.joints3d if name in item.joints2d]
+    return _section(f"object {index}", _table(rows) + "".join(joints))
 
 
-def _joint_table(person: Person, skeleton: str, opened: bool) -> str:
-    spread = person.joint_std_mm if skeleton == "smpl24" else None
+def _joint_table(person: Person | SceneObject, skeleton: str, opened: bool) -> str:
+    spread = person.joint_std_mm if isinstance(person, Person) and skeleton == "smpl24" else None
     head = ["joint", "u", "v", "x", "y", "z"] + (["± mm"] if spread is not None else [])
     lines = []
     points3d, points2d = person.joints3d[skeleton], person.joints2d[skeleton]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from recon_core.errors import ReconError
-from recon_core.interfaces import BodyModel
+from recon_core.interfaces import BodyModel, OutputKind
 from recon_core.structures import BodyParameters, Mesh, Prediction
 
 TOLERANCE = 1e-4
@@ -64,7 +64,7 @@ def assert_rows(value: Any, count: int, what: str) -> None:
 def assert_prediction(prediction: Any, outputs: frozenset[str], count: int, body_model: BodyModel | None) -> None:
     """A Prediction of `count` subjects that fills what is declared in `outputs`, as `recon_core.structures` has it."""
     assert isinstance(prediction, Prediction), f"predict returned {type(prediction).__name__}, not a Prediction"
-    filled = {name for name in ("body", "mesh", "image") if getattr(prediction, name) is not None}
+    filled = {name for name in get_args(OutputKind) if getattr(prediction, name) is not None}
     assert filled == outputs, f"outputs declares {sorted(outputs)}, predict filled {sorted(filled)}"
     assert_rows(prediction, count, "predict")
     assert_finite(prediction, "predict")
@@ -73,6 +73,10 @@ def assert_prediction(prediction: Any, outputs: frozenset[str], count: int, body
         assert_body(prediction.body, body_model, "predict")
     if prediction.mesh is not None:
         assert_mesh(prediction.mesh)
+    if prediction.keypoints3d is not None:
+        points = prediction.keypoints3d.points
+        assert points.shape[2:] == (3,), f"predict: points of keypoints3d are {list(points.shape)}, not B J 3"
+        assert (points[..., 2] > 0).all(), "predict: joints behind the camera; the camera frame has z forward"
     if prediction.image is not None:
         image = prediction.image
         assert image.shape[1:2] == (3,), f"predict: image is {list(image.shape)}, not B 3 H W"

@@ -33,10 +33,10 @@ class LatentFitterConfig(Settings):
     prior_weight: float = Field(default=1.0, ge=0, description="of |z|^2 / 2, the negative log density")
     betas_weight: float = Field(default=1.0, ge=0, description="of |betas|^2 / 2")
     views_weight: float = Field(
-        default=300.0, gt=0, description="of the squared distance of the views' body poses from their mean (lambda)"
+        default=3000.0, gt=0, description="of the squared distance of the views' body poses from their mean (lambda)"
     )
     evidence: bool = Field(
-        default=True, description="false: what was seen counts through the densities alone (equation 4.12 to the letter)"
+        default=True, description="false: equation 4.12 to the letter: what was seen counts through the densities alone"
     )
     adapt: float = Field(
         default=0.65,
@@ -143,7 +143,7 @@ def _chosen(
 ) -> BodyParameters:
     """The body of each observation row. Views agree but for what their weight leaves; their mean is the one body.
     Where the fit failed it is the initial one, averaged over the views."""
-    N, V = views.rows.shape
+    V = views.rows.shape[1]
     values = after.values.clone()
     values[:, :, 6:] = values[:, :, 6:].mean(1, keepdim=True)
     pose = views.unfold(pose_from_6d(values))

@@ -37,9 +37,7 @@ class Latent(Batched):
     def moved(self, step: Float[Tensor, "N P"]) -> Latent:
         views, D = self.z.shape[1:]
         own = step[:, : views * (D + 3)].unflatten(1, (views, D + 3))
-        return Latent(
-            self.z + own[..., :D], self.translation + own[..., D:], self.betas + step[:, views * (D + 3) :]
-        )
+        return Latent(self.z + own[..., :D], self.translation + own[..., D:], self.betas + step[:, views * (D + 3) :])
 
     def columns(self) -> Int[Tensor, "V Q"]:
         """Where each view's z, betas and translation are among the columns of a step."""
@@ -88,9 +86,7 @@ class LatentObjective:
     def rows(self, index: Int[Tensor, " M"]) -> LatentObjective:
         """The objective of some subjects."""
         every = (index[:, None] * self.views + torch.arange(self.views, device=index.device)).flatten()
-        return LatentObjective(
-            self.evidence.rows(every), self.prior, self.context[every], self.config, self.views
-        )
+        return LatentObjective(self.evidence.rows(every), self.prior, self.context[every], self.config, self.views)
 
     def evaluate(self, latent: Latent) -> LatentEvaluation:
         N, V, D = latent.z.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -69,6 +70,8 @@ class ProHMRNetwork(nn.Module):
 
     Poses here stand in the frame of the keypoints' view (`KeypointView`): a camera that looks straight at the person.
     """
+
+    Config: ClassVar[type[Settings]] = NetworkConfig
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__()

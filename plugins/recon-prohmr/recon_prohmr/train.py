@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon_core.interfaces import Settings
 from recon_prohmr.evaluation import people_of, sample_errors
@@ -54,7 +54,7 @@ class TrainConfig(Settings):
 class WeightAverage:
     """Running average of a network's weights, warmed up so that it forgets the beginning."""
 
-    def __init__(self, network: ProHMRNetwork, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.source = [p.data for p in network.state_dict().values() if p.is_floating_point()]
         self.mean = [p.clone() for p in self.source]
@@ -64,7 +64,7 @@ class WeightAverage:
         decay = min(self.decay, self.steps / (self.steps + 10))
         torch._foreach_lerp_(self.mean, self.source, 1 - decay)
 
-    def copy_to(self, network: ProHMRNetwork) -> None:
+    def copy_to(self, network: nn.Module) -> None:
         targets = [p for p in network.state_dict().values() if p.is_floating_point()]
         for target, mean in zip(targets, self.mean, strict=True):
             target.copy_(mean)
@@ -110,7 +110,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
     log = (out / "log.jsonl").open("w")
     while progress < 1:
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, progress, config.warm_up)
+            group["lr"] = config.learning_rate * schedule(step, progress, config.warm_up)
         network.train()
         people = sampler.sample(config.batch, generator)
         with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
@@ -146,7 +146,7 @@ def initialize(network: ProHMRNetwork, sampler: KeypointSampler, generator: torc
     network.flow.initialize(values + spread * torch.randn_like(values), context)
 
 
-def _schedule(step: int, progress: float, warm_up: int) -> float:
+def schedule(step: int, progress: float, warm_up: int) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 

@@ -111,6 +111,11 @@ class KeypointSampler:
         """`count` bodies before random cameras, in the camera frame, without what a detector sees of them."""
         return self._place(self._poses(count, generator), self._betas(count, generator), generator)[0]
 
+    def views(self, count: int, views: int, generator: torch.Generator) -> BodyParameters:
+        """`count` bodies, each before `views` random cameras, in these cameras' frames: a body's views in a row."""
+        pose, betas = self._poses(count, generator), self._betas(count, generator)
+        return self._place(pose.repeat_interleave(views, 0), betas.repeat_interleave(views, 0), generator)[0]
+
     def _groups(self, count: int) -> dict[str, slice]:
         shares = self.config.skeletons
         total, start, groups = sum(shares.values()), 0.0, {}
