@@ -171,18 +171,19 @@ class CASL(Method):
         found = self.read(cut)
         if not self.config.refine or not len(cut):
             return found, {}
-        flow = self.model.texture.flow(self._reduced(cut))
+        flow = self.model.texture.flow(self.reduced(cut))
         better = refined(self.model, self.objective, self.renderer, cut, found, flow, self.config.refine)
         before, after = (overlap(self.model, self.renderer, cut, a) for a in (found, better))
         return better, {"mask_iou_before": before, "mask_iou": after}
 
     def read(self, cut: Float[Tensor, "B 4 S S"]) -> Attributes:
         """The attributes of photos on black, with their masks, of any size; colours are taken at that size."""
-        small = self._reduced(cut)
+        small = self.reduced(cut)
         found = self.model.encode(small)
         return dataclasses.replace(found, texture=texture(cut, self.model.texture.flow(small)))
 
-    def _reduced(self, cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 4 s s"]:
+    def reduced(self, cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 4 s s"]:
+        """At the size that the encoders read."""
         return interpolate(cut, (self.config.side, self.config.side), mode="area")
 
     def _in_photo(self, found: Attributes, observation: Observation) -> Mesh:
