@@ -67,7 +67,7 @@ class LiftImporter(_FlowImporter):
 
     title = "ProHMR's lifting flow"
     asset = "prohmr-lift-published"
-    use = "recon_prohmr.lifting.load_lift"
+    use = "--method prohmr-lift --set prohmr-lift.weights=published --set prohmr-lift.statistics=FILE.npz"
     marks = frozenset({"backbone.fc_layers.0.fc_block.0.weight", f"{_STEPS}.0.log_scale"})
     constants: ClassVar[Mapping[str, Sequence[int]]] = _halves(LiftNetwork.dims)
 
