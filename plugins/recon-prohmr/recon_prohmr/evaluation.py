@@ -6,6 +6,8 @@ by a normal error of 2 % of the box. Errors are over the 14 joints of lsp14, aft
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,8 +36,24 @@ def people_of(
     """
     sampler = KeypointSampler(body, poses, torch.ones(len(poses)), GaussianErrors(), TEST_PEOPLE)
     generator = torch.Generator(poses.device).manual_seed(seed)
-    truth = sampler.bodies(count, generator)
-    camera = Camera.perspective(1000.0, (1000, 1000), batch=count)
+    return _seen(body, sampler.bodies(count, generator), noise, generator)
+
+
+def views_of(
+    body: BodyModel, poses: Float[Tensor, "F 24 3"], count: int, views: int, noise: float = 0.02, seed: int = 7
+) -> tuple[Observation, BodyParameters]:
+    """As `people_of`, each before `views` cameras: a person's views in a row, told by `Observation.subject`."""
+    sampler = KeypointSampler(body, poses, torch.ones(len(poses)), GaussianErrors(), TEST_PEOPLE)
+    generator = torch.Generator(poses.device).manual_seed(seed)
+    seen, truth = _seen(body, sampler.views(count, views, generator), noise, generator)
+    return replace(seen, subject=torch.arange(count).repeat_interleave(views)), truth
+
+
+def _seen(
+    body: BodyModel, truth: BodyParameters, noise: float, generator: torch.Generator
+) -> tuple[Observation, BodyParameters]:
+    """What a detector that errs by `noise` sees of bodies, and the bodies."""
+    camera = Camera.perspective(1000.0, (1000, 1000), batch=len(truth))
     points = camera.project(body.keypoints(truth, SKELETON))
     side = (points.amax(1) - points.amin(1)).amax(-1)
     points = points + torch.randn(points.shape, generator=generator) * (noise * side[:, None, None])
