@@ -17,6 +17,7 @@ from recon_casl.hypotheses import grid, likelier, moved_to, pull
 from recon_casl.model import ATTRIBUTES, Attributes, Drawn, Model
 from recon_casl.networks import Critic, texture
 from recon_casl.objective import Objective, summed
+from recon_casl.projection import seen_flow
 from recon_casl.prototype import EpochMeans, moved, watch
 from recon_casl.refine import overlap, refined
 from recon_casl.template import ellipsoid_template, read_template
@@ -50,8 +51,10 @@ class CASLConfig(Settings):
     """Another photo, whose first subject's texture every shape is given."""
     shape_from: str | None = None
     """Another photo, whose first subject's shape every texture is given."""
-    refine: int = Field(0, ge=0)
-    """Steps by which the attributes of each photo are fitted further."""
+    refine: int = Field(50, ge=0)
+    """Steps by which the attributes of each photo are fitted further; 0 leaves them as the encoders read them."""
+    project: bool = True
+    """Texels that the photo shows have their colours from where they lie on it; without, the flow tells it for all."""
     template: str | None = None
     """A closed mesh (.obj, .ply; y up, z to the front) to begin with; None is the ellipsoid of 642 vertices."""
     elevations: tuple[float, float] = (-25.0, 25.0)
@@ -91,6 +94,7 @@ class CASL(Method):
     Config = CASLConfig
     inputs: ClassVar[frozenset[InputKind]] = frozenset({"image", "mask"})
     outputs: ClassVar[frozenset[OutputKind]] = frozenset({"mesh"})
+    quick: ClassVar[Mapping[str, Any]] = {"refine": 2}
     config: CASLConfig
     crop_size = 256
     crop_margin = 1.15
@@ -160,7 +164,7 @@ class CASL(Method):
         )
 
     def _explain(self, observation: Observation) -> tuple[Attributes, dict[str, Tensor]]:
-        """The attributes of what is seen, refined where that is asked for, and how far that helped."""
+        """The attributes of what is seen, with the photo's own colours, and how far refining helped."""
         if observation.image is None or observation.mask is None or observation.to_crop is None:
             raise EvidenceError("casl reads the photo and its mask: the observation has no crop of them")
         cut = torch.cat([observation.image * observation.mask, observation.mask], 1)
@@ -169,12 +173,18 @@ class CASL(Method):
         if bool((cut[:, :3].amax((1, 2, 3)) < _BLACK).any()):
             raise EvidenceError("casl: the photo is black within the mask of a subject; there is no colour to take")
         found = self.read(cut)
-        if not self.config.refine or not len(cut):
-            return found, {}
+        extra: dict[str, Tensor] = {}
+        if not len(cut):
+            return found, extra
         flow = self.model.texture.flow(self.reduced(cut))
-        better = refined(self.model, self.objective, self.renderer, cut, found, flow, self.config.refine)
-        before, after = (overlap(self.model, self.renderer, cut, a) for a in (found, better))
-        return better, {"mask_iou_before": before, "mask_iou": after}
+        if self.config.refine:
+            better = refined(self.model, self.objective, self.renderer, cut, found, flow, self.config.refine)
+            before, after = (overlap(self.model, self.renderer, cut, a) for a in (found, better))
+            found, extra = better, {"mask_iou_before": before, "mask_iou": after}
+        if self.config.project:
+            flow = seen_flow(self.model, self.renderer, found, flow, 2 * self.config.texture_size)
+            found = dataclasses.replace(found, texture=texture(cut, flow))
+        return found, extra
 
     def read(self, cut: Float[Tensor, "B 4 S S"]) -> Attributes:
         """The attributes of photos on black, with their masks, of any size; colours are taken at that size."""

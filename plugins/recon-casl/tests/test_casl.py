@@ -23,7 +23,7 @@ from recon_core.structures import Camera, Observation
 @pytest.fixture(scope="module")
 def method():
     torch.manual_seed(0)
-    return CASL(CASLConfig(width=8, texture_size=16)).eval()
+    return CASL(CASLConfig(width=8, texture_size=16, refine=0)).eval()
 
 
 def cut_out(count=3, side=64):

@@ -66,7 +66,8 @@ def test_a_photo_and_its_mask_become_a_textured_mesh(recon, trained, blobs, tmp_
     assert recon(*call)[0] == 0
     assert (tmp_path / "0" / "scene.glb").read_bytes()[:4] == b"glTF"
     _, (found,) = result(tmp_path / "0")
-    assert set(found["extra"]) == {"light", "distance", "azimuth_degrees", "elevation_degrees", "offset"}
+    camera = {"distance", "azimuth_degrees", "elevation_degrees", "offset"}
+    assert set(found["extra"]) == {"light", "mask_iou_before", "mask_iou"} | camera
     inside = iio.imread(blobs / "masks" / "0.png") > 127
     rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
     x, y, w, h = found["box"]
