@@ -196,17 +196,14 @@ def _in_training(name: str) -> Method:
 
 
 def _steps(method: Method) -> Iterator[LossValue]:
-    """The losses of step 0, one an optimizer that has its turn where `training_step` asks which."""
+    """The losses of step 0; of a method that trains by turns, those of the first steps, until each optimizer had one."""
     batch = training_batch(method)
     several = "optimizer" in inspect.signature(method.training_step).parameters
-    turns: tuple[Any, ...] = ((),)
-    if several:
-        turns = tuple((name,) for name in method.turns(0, method.configure_optimizers(100)))
-    for turn in turns:
+    for step, turn in _turns(method) if several else ((0, ()),):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             try:
-                loss = method.training_step(batch, 0, *turn)
+                loss = method.training_step(batch, step, *turn)
             except KeyError as error:
                 pytest.skip(f"training_step reads the field {error}, which the synthetic batch has not")
         count = len(batch["id"])
@@ -215,3 +212,14 @@ def _steps(method: Method) -> Iterator[LossValue]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else None
             assert shape == (count,), f"loss: {name} is not one number a sample"
         yield loss
+
+
+def _turns(method: Method) -> Iterator[tuple[int, tuple[str]]]:
+    optimizers = method.configure_optimizers(100)
+    waiting = set(optimizers)
+    for step in range(2 * len(optimizers)):
+        if not waiting:
+            return
+        for name in method.turns(step, optimizers):
+            yield step, (name,)
+            waiting.discard(name)
