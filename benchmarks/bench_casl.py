@@ -1,6 +1,6 @@
 """CASL on photos it has not learned from: MaskIoU, SSIM and the cameras it finds, beside the paper's figures.
 
-    python benchmarks/bench_casl.py [--data FOLDER] [--split val] [--weights FILE] [--sheet FILE.png]
+    python benchmarks/bench_casl.py [--data FOLDER] [--split val] [--refine N] [--weights FILE] [--sheet FILE.png]
 
 FOLDER holds images/, masks/ and index.json (`recon_std.readers.masks`). Drawings and photos are compared at 128 x 128
 pixels, things on black, in crops about the mask's box with a margin of 15 %. The Frechet distances are of the photos
@@ -55,13 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/ccp"))
     parser.add_argument("--split", default="val")
+    parser.add_argument("--only", default="*", help="pattern of the photos' names")
+    parser.add_argument("--refine", type=int, default=0, help="steps by which each photo is fitted; 0: what is read")
     parser.add_argument("--weights", help="default: those that ship")
     parser.add_argument("--sheet", type=Path, help="write pictures of sixteen pairs here")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         raise SystemExit(f"{arguments.data}: no such folder; name one with --data")
-    method = CASL.from_assets(CASLConfig(weights=arguments.weights), assets())
-    evaluation = evaluate(method, arguments.data, arguments.split)
+    method = CASL.from_assets(CASLConfig(weights=arguments.weights, refine=arguments.refine), assets())
+    evaluation = evaluate(method, arguments.data, arguments.split, arguments.only, bool(arguments.refine))
     found = evaluation.values
     print(f"{arguments.data}, split {arguments.split}: {len(found['mask_iou'])} pairs")
     for name in ("mask_iou", "ssim"):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from recon_casl.method import CASL, CASLConfig
 from recon_casl.model import Attributes
-from recon_casl.refine import refined
 from recon_core.assets import assets
 from recon_std.readers.masks import MaskedPhotosDataset
 
@@ -59,23 +58,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/ccp"))
     parser.add_argument("--weights", help="default: those that ship")
-    parser.add_argument("--refine", type=int, default=0, help="steps by which each photo is fitted further")
+    parser.add_argument("--refine", type=int, default=0, help="steps by which each photo is fitted; 0: what is read")
     parser.add_argument("--output", type=Path, default=Path("runs/casl-sheets"))
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         raise SystemExit(f"{arguments.data}: no such folder; name one with --data")
-    method = CASL.from_assets(CASLConfig(weights=arguments.weights), assets())
+    method = CASL.from_assets(CASLConfig(weights=arguments.weights, refine=arguments.refine), assets())
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    def found(cut: Float[Tensor, "B 4 S S"]) -> Attributes:
-        with torch.no_grad():
-            attributes, flow = method.read(cut), method.model.texture.flow(method.reduced(cut))
-        if not arguments.refine:
-            return attributes
-        return refined(method.model, method.objective, method.renderer, cut, attributes, flow, arguments.refine)
-
     people = held_out(method, arguments.data, 8)
-    of = found(people)
+    of = method.explain(people)[0] if arguments.refine else method.read(people)
     columns = [narrow(p) for p in (people[:, :3], *(drawing(method, of, 45.0 * i) for i in range(8)))]
     save(arguments.output / "azimuths.png", [[column[i] for column in columns] for i in range(len(people))])
 

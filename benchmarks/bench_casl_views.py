@@ -27,6 +27,7 @@ from recon_casl.evaluation import evaluate
 from recon_casl.method import CASL, CASLConfig
 from recon_core.assets import assets
 from recon_core.geometry.primitives import icosphere
+from recon_std.readers.masks import MaskedPhotosDataset
 
 HALF_EXTENT, RISE = (0.9, 0.45, 0.35), 0.25
 """Half the size of the start along x, y, z, and by how much y grows with x."""
@@ -79,29 +80,39 @@ def compare(
     }
 
 
+@torch.no_grad()
+def cameras(method: CASL, data: Path, split: str, category: str) -> tuple[list[str], Float[Tensor, "N 3"], Tensor]:
+    """Names of the photos, where the cameras found stand, and how far their azimuths spread: 0 for one for all, 1 for
+    all around."""
+    settings = MaskedPhotosDataset.Config(
+        split=split, only=f"{category}/*", crop_size=method.config.side, augment=False
+    )  # type: ignore[arg-type]
+    dataset = MaskedPhotosDataset(data, settings)
+    cut = torch.stack([torch.cat([item["image"] * item["mask"], item["mask"]]) for item in dataset])
+    views = [method.model.encode(part).view for part in cut.split(32)]
+    azimuth, elevation = (torch.cat([getattr(v, name) for v in views]) for name in ("azimuth_degrees", "elevation"))
+    spread = 1 - torch.cat([v.azimuth for v in views]).mean(0).norm()
+    return dataset.ids, direction(azimuth, torch.rad2deg(elevation)), spread
+
+
 def measure(category: str, data: Path, run: Path, template: Path) -> dict[str, dict[str, float]]:
     config = CASLConfig(weights=str(run / "weights.safetensors"), template=str(template), **SETTINGS)
     method = CASL.from_assets(config, assets())
     index = {item["image"]: item for item in json.loads((data / "index.json").read_text())["items"]}
-    seen = {}
-    for split in ("val", "all"):
-        evaluation = evaluate(method, data, split, f"{category}/*")
-        rows = evaluation.values
-        items = [index[f"images/{name}.jpg"] for name in evaluation.ids]
-        true = direction(*(torch.tensor([float(i[k]) for i in items]) for k in ("azimuth_deg", "elevation_deg")))
-        found = direction(rows["azimuth_degrees"], rows["elevation_degrees"])
-        seen[split] = (found, true, rows)
-    found, true, _ = seen["all"]
-    u, _, v = torch.linalg.svd(found.T @ true)
+
+    def true(ids: list[str]) -> Float[Tensor, "N 3"]:
+        items = [index[f"images/{name}.jpg"] for name in ids]
+        return direction(*(torch.tensor([float(i[k]) for i in items]) for k in ("azimuth_deg", "elevation_deg")))
+
+    seen = {split: cameras(method, data, split, category) for split in ("val", "all")}
+    ids, found, _ = seen["all"]
+    u, _, v = torch.linalg.svd(found.T @ true(ids))
     rotation = u @ torch.diag(torch.tensor([1.0, 1.0, float(torch.det(u @ v))])) @ v
-    results = {}
-    for split, (found, true, rows) in seen.items():
-        spread = float(direction(rows["azimuth_degrees"], torch.zeros(len(found))).mean(0).norm())
-        results[split] = {
-            **compare(found, true, rotation),
-            "spread of azimuths found": 1 - spread,
-            "mask_iou": float(rows["mask_iou"].mean()),
-        }
+    results = {
+        split: {**compare(found, true(ids), rotation), "spread of azimuths found": float(spread)}
+        for split, (ids, found, spread) in seen.items()
+    }
+    results["val"]["mask_iou"] = float(evaluate(method, data, "val", f"{category}/*").values["mask_iou"].mean())
     return results
 
 

@@ -46,14 +46,17 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(method: CASL, folder: str | Path, split: str = "val", only: str = "*") -> Evaluation:
-    """Of each pair of a `masks` folder. Crops are the reader's, unvaried."""
+def evaluate(
+    method: CASL, folder: str | Path, split: str = "val", only: str = "*", explained: bool = False
+) -> Evaluation:
+    """Of each pair of a `masks` folder. Crops are the reader's, unvaried. What is judged is what the encoders `read`,
+    as in the paper, or what the method makes of it (`explained`)."""
     settings = MaskedPhotosDataset.Config(split=split, only=only, crop_size=method.crop_size, augment=False)  # type: ignore[arg-type]
     dataset = MaskedPhotosDataset(folder, settings)
     rows: list[dict[str, Tensor]] = []
     for index, item in enumerate(dataset):
         cut = torch.cat([item["image"] * item["mask"], item["mask"]])[None]
-        found = method.read(cut)
+        found = method.explain(cut)[0] if explained else method.read(cut)
         truth = interpolate(cut, (SIDE, SIDE), mode="area")
         drawn, mask = seen(method, found)
         rows.append(

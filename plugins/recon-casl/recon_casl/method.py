@@ -144,9 +144,9 @@ class CASL(Method):
 
         With a guide, the texture or shape is of that subject, and the rest of the photo's.
         """
-        found, extra = self._explain(observation)
+        found, extra = self._seen(observation)
         if observation.guide is not None:
-            other, _ = self._explain(observation.guide)
+            other, _ = self._seen(observation.guide)
             if self.config.texture_from:
                 found = dataclasses.replace(found, texture=other.texture)
             else:
@@ -163,8 +163,8 @@ class CASL(Method):
             },
         )
 
-    def _explain(self, observation: Observation) -> tuple[Attributes, dict[str, Tensor]]:
-        """The attributes of what is seen, with the photo's own colours, and how far refining helped."""
+    def _seen(self, observation: Observation) -> tuple[Attributes, dict[str, Tensor]]:
+        """`explain` what is seen. Raises EvidenceError where it shows nothing."""
         if observation.image is None or observation.mask is None or observation.to_crop is None:
             raise EvidenceError("casl reads the photo and its mask: the observation has no crop of them")
         cut = torch.cat([observation.image * observation.mask, observation.mask], 1)
@@ -172,6 +172,12 @@ class CASL(Method):
             raise EvidenceError("casl: the mask of a subject is empty; give the mask of the thing, or another --box")
         if bool((cut[:, :3].amax((1, 2, 3)) < _BLACK).any()):
             raise EvidenceError("casl: the photo is black within the mask of a subject; there is no colour to take")
+        return self.explain(cut)
+
+    @torch.no_grad()
+    def explain(self, cut: Float[Tensor, "B 4 S S"]) -> tuple[Attributes, dict[str, Tensor]]:
+        """What `read` gives of photos on black, refined, with the photos' own colours where they are seen; and
+        mask_iou_before and mask_iou, which say how far refining helped. `config` says what of it is done."""
         found = self.read(cut)
         extra: dict[str, Tensor] = {}
         if not len(cut):
@@ -255,7 +261,7 @@ class CASL(Method):
             self._end_epoch()
         learning = ATTRIBUTES if optimizer == "encoders" else (optimizer,)
         found = self.model.encode(real, learning)
-        found, astray = self._seen_from_elsewhere(found, mask)
+        found, astray = self._from_elsewhere(found, mask)
         drawn = self.model.draw(found, self.renderer, image.shape[-1])
         objective = self.objective
         loss = summed(
@@ -269,7 +275,7 @@ class CASL(Method):
         self._drawn = drawn.detach()
         return loss
 
-    def _seen_from_elsewhere(
+    def _from_elsewhere(
         self, found: Attributes, mask: Float[Tensor, "B 1 S S"]
     ) -> tuple[Attributes, list[LossValue]]:
         """The same from the views that explain the masks best, and what pulls the camera there."""
