@@ -6,7 +6,9 @@ by a normal error of 2 % of the box. Errors are over the 14 joints of lsp14, aft
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,9 +18,13 @@ from recon_core.interfaces import BodyModel
 from recon_core.metrics import pa_mpjpe
 from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 from recon_prohmr.network import ProHMRNetwork, pose_from_6d, turned
+from recon_prohmr.sampling import representatives
 from recon_std.encoders.keypoints import KeypointView
 from recon_std.synthetic.detection import GaussianErrors
 from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
+
+if TYPE_CHECKING:
+    from recon_prohmr.method import ProHMR
 
 TEST_PEOPLE = PeopleConfig(exchange=0, jitter=0, collars=0, wide_betas=0, any_orientation=0, tilt=0)
 """Frames as captured, upright, before the cameras of training."""
@@ -95,3 +101,30 @@ def sample_errors(
         best = torch.cat(drawn, 1).cummin(1).values
         result |= {f"best of {count}": best[:, count - 1] for count in counts}
     return result
+
+
+@torch.no_grad()
+def quantised_errors(
+    method: ProHMR,
+    seen: Observation,
+    truth: BodyParameters,
+    counts: tuple[int, ...],
+    draws: int = 4096,
+    at_once: int = 4,
+) -> dict[int, Float[Tensor, " B"]]:
+    """PA-MPJPE in millimetres of the best of n bodies that stand for `draws` of them, as table 12 has it (section
+    4.6.5); by n. `at_once` people at a time, for whom as many times `draws` bodies are posed."""
+    body = method.body_model
+    assert body is not None
+    drawing = copy.copy(method)
+    drawing.config = method.config.model_copy(update={"samples": draws})
+    parts: dict[int, list[Tensor]] = {count: [] for count in counts}
+    for rows in torch.arange(len(truth)).split(at_once):
+        samples = drawing.predict(seen[rows]).samples
+        assert samples is not None
+        joints = body.keypoints(truth[rows], "lsp14")
+        for count in counts:
+            few = representatives(samples, body, count).flat()
+            error = pa_mpjpe(body.keypoints(few, "lsp14"), joints.repeat_interleave(count, 0))
+            parts[count].append(error.unflatten(0, (-1, count)).amin(1))
+    return {count: torch.cat(values) for count, values in parts.items()}

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from recon_core.assets import Assets
@@ -17,7 +17,7 @@ from recon_core.structures import BodyParameters, Observation, Prediction
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d, stand, to_camera
 from recon_prohmr.prior import PosePrior
 from recon_prohmr.published import PublishedProHMR
-from recon_prohmr.sampling import draw
+from recon_prohmr.sampling import samples_as_set
 from recon_prohmr.weights import load_network
 from recon_std.encoders.keypoints import KeypointView, keypoint_view
 
@@ -28,11 +28,19 @@ WEIGHTS = "prohmr-keypoints"
 class ProHMRConfig(Settings):
     """samples: draws of the distribution besides its mode. seed: of the draws; the same for every subject, so that a
     subject's samples do not depend on who else is in the picture. weights: "published" for the authors' network,
-    which reads the image and needs SMPL (docs/checkpoints.md); without it the shipped one."""
+    which reads the image and needs SMPL (docs/checkpoints.md); without it the shipped one. quantised_from: draw so
+    many, and keep as samples those that stand for them (`representatives`); table 12 has 4096."""
 
     weights: Literal["published"] | None = None
     samples: int = Field(default=0, ge=0, le=100_000)
+    quantised_from: int | None = Field(default=None, ge=2, le=100_000)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _enough_to_choose_from(self) -> ProHMRConfig:
+        if self.quantised_from is not None and not 0 < self.samples <= self.quantised_from:
+            raise ValueError("quantised_from should be at least samples, of which there should be one or more")
+        return self
 
 
 class ProHMR(Method):
@@ -82,9 +90,7 @@ class ProHMR(Method):
         context = self.network.encoder.encode(view)
         pose = pose_from_6d(self.network.flow.mode(context))
         body = self._in_camera(pose, context, view)
-        samples = None
-        if self.config.samples:
-            samples = draw(self.network.flow, context, view.rotation, body, self.config.samples, self.config.seed)
+        samples = samples_as_set(self.config, self.body_model, self.network.flow, context, view.rotation, body)
         return Prediction(body=body, samples=samples, context=PosePrior.packed(context, view.rotation))
 
     def prior(self) -> PosePrior:

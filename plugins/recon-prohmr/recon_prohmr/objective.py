@@ -1,20 +1,25 @@
-"""The training objective (thesis, section 4.3.4 and 4.6.3) on people whose bodies are fully known.
+"""The training objective of ProHMR: equation 4.9 with the nine terms of section 4.6.3.
 
-With complete 3D supervision the adversarial term, which stands in for missing 3D annotations, is left out.
+The shipped weights were trained on people whose bodies are all known. There the adversarial terms, which stand in for
+missing 3D annotations, have nothing to do, and weigh nothing by default.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon_core.interfaces import Settings
 from recon_core.skeletons import skeleton
-from recon_core.structures import BodyParameters, LossValue
+from recon_core.structures import Batched, BodyParameters, LossValue
 from recon_prohmr.network import ProHMRNetwork, pose_from_6d, pose_to_6d, stand, turned
 from recon_std.bodies.smpl import SMPLBody
 from recon_std.fitters.kinematics import PointBasis
+from recon_std.losses.adversarial import DiscriminatorLoss, GeneratorLoss
+from recon_std.priors.adversarial import PoseDiscriminator
 from recon_std.synthetic.keypoints import KeypointPeople
 
 _EXTRA = [
@@ -46,11 +51,36 @@ class Weights(Settings):
     """(0.001)"""
     orth: float = 0.02
     """(0.1)"""
+    mode_adv: float = 0.0
+    """(0.0005)"""
+    exp_adv: float = 0.0
+    """(0.0005)"""
     draw_every: int = 4
-    """exp_2d, and orth of a draw, are taken of every so many-th person; the thesis draws for each."""
+    """exp_2d, exp_adv and orth of a draw are taken of every so many-th person; the thesis draws for each (1)."""
     spread: float = 0.02
     """Deviation of the noise added to the 6D numbers whose likelihood is learnt. Rotations fill only a part of that
     space, on which a density could grow without bound; joints the capture never moves would make it do so at once."""
+
+    @classmethod
+    def of_the_thesis(cls) -> Weights:
+        """Those of section 4.6.3, a draw for each person, the likelihood of the pose itself."""
+        return cls(
+            nll=0.001, exp_2d=0.001, exp_adv=0.0005, mode_2d=0.01, mode_adv=0.0005, mode_pose=0.001,
+            mode_betas=0.0005, mode_3d=0.05, orth=0.1, mode_place=0.0, draw_every=1, spread=0.0,
+        )  # fmt: skip
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator has a part in it."""
+        return self.mode_adv > 0 or self.exp_adv > 0
+
+
+@dataclass(frozen=True)
+class MadeUp(Batched):
+    """What the discriminator is to tell from real bodies: the modes, then the draws. rotations: (M, 23, 3, 3)."""
+
+    rotations: Float[Tensor, "M 23 3 3"]
+    betas: Float[Tensor, "M 10"]
 
 
 class LossJoints:
@@ -86,10 +116,14 @@ def objective(
     people: KeypointPeople,
     weights: Weights,
     generator: torch.Generator,
-) -> LossValue:
-    """Equation 4.9 for each person, with equations 4.5 (nll), 4.7 (exp, one draw) and 4.8 (mode).
+    discriminator: PoseDiscriminator | None = None,
+    known: Bool[Tensor, " B"] | None = None,
+) -> tuple[LossValue, MadeUp]:
+    """Equation 4.9 for each person, with equations 4.5 (nll), 4.7 (exp, one draw) and 4.8 (mode), and what was made up.
 
-    The draw's terms are taken of every `draw_every`-th person, and count as many times as much.
+    The draw's terms are taken of every `draw_every`-th person, and count as many times as much. discriminator: gives
+    the adversarial terms, which without it are left out. known: the people whose bodies are known, all by default; the
+    others have their 2D joints alone, and no part in nll and in what compares the mode with a body in space.
     Under autocast only the networks run in half precision.
     """
     view, truth, body_model = people.view, people.body, joints_of.body_model
@@ -104,30 +138,49 @@ def objective(
     some = slice(None, None, weights.draw_every)
     z = torch.randn(count, 1, values.shape[-1], generator=generator, device=device)[some]
     draw = network.flow.decode(z, context[some])[:, 0]
+    of_draws = lambda value: torch.zeros(count, device=device).index_add(  # noqa: E731
+        0, torch.arange(count, device=device)[some], value * weights.draw_every
+    )
 
     with torch.autocast(device.type, enabled=False):
         rest = body_model.rest_joints(truth.betas)[:, 0]
         pelvis = (view.rotation @ (rest + truth.translation)[..., None])[..., 0]
         joints = joints_of(BodyParameters(pose, truth.betas, pelvis - rest))
-        found = joints_of(stand(body_model, pose_from_6d(mode), placed))
-        drawn = joints_of(stand(body_model, pose_from_6d(draw), placed[some]))
+        mode_pose, drawn_pose = pose_from_6d(mode), pose_from_6d(draw)
+        found = joints_of(stand(body_model, mode_pose, placed))
+        drawn = joints_of(stand(body_model, drawn_pose, placed[some]))
         extent = view.extent[:, None, None]
         flat = _project(joints) / extent
-        exp_2d, draw_orth = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        exp_2d[some] = (_project(drawn) / extent[some] - flat[some]).abs().sum((1, 2)) * weights.draw_every
-        draw_orth[some] = orthonormality(draw) * weights.draw_every
         terms = {
             "nll": nll,
             "mode_3d": ((found - placed.pelvis[:, None]) - (joints - pelvis[:, None])).abs().sum((1, 2)),
             "mode_2d": (_project(found) / extent - flat).abs().sum((1, 2)),
-            "mode_pose": (pose_from_6d(mode) - pose).square().sum((1, 2, 3)),
+            "mode_pose": (mode_pose - pose).square().sum((1, 2, 3)),
             "mode_betas": (placed.betas - truth.betas).square().sum(1),
             "mode_place": _place_error(placed.pelvis, pelvis),
-            "exp_2d": exp_2d,
-            "orth": orthonormality(mode) + draw_orth,
+            "exp_2d": of_draws((_project(drawn) / extent[some] - flat[some]).abs().sum((1, 2))),
+            "orth": orthonormality(mode) + of_draws(orthonormality(draw)),
         }
+        rotations = torch.cat([mode_pose[:, 1:], drawn_pose[:, 1:]])
+        made_up = MadeUp(rotations, torch.cat([placed.betas, placed.betas[some]]))
+        if discriminator is not None:
+            scores = discriminator(made_up.rotations, made_up.betas)
+            fooled = GeneratorLoss("lsgan")({"scores": scores}, {}).per_sample
+            terms |= {"mode_adv": fooled[:count], "exp_adv": of_draws(fooled[count:])}
+    if known is not None:
+        in_space = ("nll", "mode_3d", "mode_pose", "mode_betas", "mode_place")
+        terms |= {name: torch.where(known, terms[name], 0.0) for name in in_space}
     total = sum(getattr(weights, name) * value for name, value in terms.items())
-    return LossValue(torch.as_tensor(total), terms)
+    return LossValue(torch.as_tensor(total), terms), made_up.detach()
+
+
+def discrimination(discriminator: PoseDiscriminator, real: BodyParameters, made_up: MadeUp) -> LossValue:
+    """The discriminator's side of the game: real bodies are 1, those made up 0 (HMR, section 3.3)."""
+    loss = DiscriminatorLoss("lsgan")
+    judged = discriminator(made_up.rotations, made_up.betas)
+    rows = torch.arange(len(judged), device=judged.device) % len(real)
+    genuine = discriminator(real.pose[:, 1:], real.betas)
+    return loss({"scores": judged}, {"scores": genuine[rows]})
 
 
 def _project(joints: Float[Tensor, "B J 3"]) -> Float[Tensor, "B J 2"]:

@@ -17,7 +17,7 @@ from recon_core.structures import BodyParameters, Observation, Prediction
 from recon_prohmr.flow import ConditionalGlow
 from recon_prohmr.network import POSE_DIMS, ShapeCameraHead, pose_from_6d
 from recon_prohmr.prior import PosePrior
-from recon_prohmr.sampling import draw
+from recon_prohmr.sampling import samples_as_set
 from recon_std.encoders.images import ResNet50
 from recon_std.priors.adversarial import PoseDiscriminator
 
@@ -88,9 +88,7 @@ class PublishedProHMR(Method):
         center = (observation.image.shape[-1] / 2 - observation.to_crop[:, :, 2]) / scale[:, None]
         body = BodyParameters(pose, betas, crop_to_full_translation(camera, center, side, observation.camera.K))
         upright = torch.eye(3).to(context).expand(len(context), 3, 3)
-        samples = None
-        if self.config.samples:
-            samples = draw(self.network.flow, context, upright, body, self.config.samples, self.config.seed)
+        samples = samples_as_set(self.config, self.body_model, self.network.flow, context, upright, body)
         return Prediction(body=body, samples=samples, context=PosePrior.packed(context, upright))
 
     def prior(self) -> PosePrior:

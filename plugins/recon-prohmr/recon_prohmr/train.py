@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.interfaces import Settings
+from recon_core.structures import BodyParameters
 from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
-from recon_prohmr.objective import LossJoints, Weights, objective
+from recon_prohmr.objective import LossJoints, MadeUp, Weights, discrimination, objective
 from recon_prohmr.weights import load_network, save_network
 from recon_std.bodies import load_body
 from recon_std.encoders.keypoints import keypoint_view
+from recon_std.priors.adversarial import PoseDiscriminator
 from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
 from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
@@ -42,6 +44,10 @@ class TrainConfig(Settings):
     average: float = 0.999
     """Decay of the running average of the weights, which is what is kept."""
     gradient_limit: float = 1.0
+    unlabelled: float = 0.0
+    """Share of people whose body is withheld, as of photos with 2D joints alone (the thesis: COCO and MPII)."""
+    discriminator_rate: float = 1e-4
+    """Learning rate of the discriminator, where weights.mode_adv or weights.exp_adv want one."""
     even_frames: float = 0.5
     """Share of frames drawn evenly; the rest are drawn by action (MocapDataset.sampling_weights)."""
     bfloat16: bool = False
@@ -68,6 +74,24 @@ class WeightAverage:
         targets = [p for p in network.state_dict().values() if p.is_floating_point()]
         for target, mean in zip(targets, self.mean, strict=True):
             target.copy_(mean)
+
+
+class Adversary:
+    """The discriminator of the adversarial terms, and its own optimiser."""
+
+    def __init__(self, config: TrainConfig, device: str) -> None:
+        self.discriminator = PoseDiscriminator().to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), config.discriminator_rate, weight_decay=config.weight_decay
+        )
+
+    def learn(self, real: BodyParameters, made_up: MadeUp) -> float:
+        """One step on as many real bodies as made-up ones; the loss before it."""
+        loss = discrimination(self.discriminator, real, made_up).per_sample.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
 
 
 def mixed_weights(data: MocapDataset, even: float) -> Tensor:
@@ -105,6 +129,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=device == "cuda"
     )
     joints_of = LossJoints(body)
+    adversary = Adversary(config, device) if config.weights.adversarial else None
     start, progress, step = time.perf_counter(), 0.0, 0
     (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     log = (out / "log.jsonl").open("w")
@@ -114,11 +139,15 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
         network.train()
         people = sampler.sample(config.batch, generator)
         with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
-            loss = objective(network, joints_of, people, config.weights, generator)
+            known = torch.rand(config.batch, generator=generator, device=device) >= config.unlabelled
+            judge = adversary.discriminator if adversary else None
+            loss, made_up = objective(network, joints_of, people, config.weights, generator, judge, known)
         optimizer.zero_grad(set_to_none=True)
         loss.per_sample.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_limit)
         optimizer.step()
+        if adversary:
+            adversary.learn(people.body, made_up)
         average.update()
         step += 1
         elapsed = time.perf_counter() - start

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from recon_core.assets import assets
 from recon_core.errors import AssetError, EvidenceError, UsageError
@@ -15,8 +16,9 @@ from recon_prohmr.evaluation import people_of
 from recon_prohmr.fitter import LatentFitter, LatentFitterConfig
 from recon_prohmr.latent import Latent, LatentObjective, turn_of_6d
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
-from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d
+from recon_prohmr.network import NetworkConfig, pose_from_6d
 from recon_prohmr.prior import PosePrior
+from recon_prohmr.sampling import quantise
 from recon_prohmr.weights import load_network, save_network
 from recon_std.bodies import load_body
 from recon_std.priors.shape import ShapePrior
@@ -85,6 +87,48 @@ def test_seed_decides_the_samples(body, people):
     torch.testing.assert_close(first.pose, again.pose, rtol=0, atol=0)
     method.config = ProHMRConfig(samples=3, seed=1)
     assert not torch.allclose(method.predict(seen).samples.pose, first.pose)
+
+
+def test_few_samples_that_stand_for_many(body, people):
+    """`quantised_from`: each kept sample is a draw, and they lie nearer to the draws than as many first ones do."""
+    seen, _ = people
+    many, few = small(body), small(body)
+    many.config = ProHMRConfig(samples=200)
+    few.config = ProHMRConfig(samples=5, quantised_from=200)
+    drawn, kept = (method.predict(seen[:3]).samples for method in (many, few))
+    assert kept.pose.shape == (3, 5, 24, 3, 3)
+    apart = (kept.pose[:, :, None] - drawn.pose[:, None]).abs().flatten(3).amax(-1)
+    assert (apart.amin(2) < 1e-5).all()
+    index = apart.argmin(2)
+    torch.testing.assert_close(kept.log_prob, drawn.log_prob.gather(1, index))
+    assert all(len(set(row)) == 5 for row in index.tolist())
+    joints = [body.keypoints(s.flat(), "smpl24").unflatten(0, (3, -1)).flatten(2) for s in (drawn, kept)]
+    far = [torch.cdist(joints[0], chosen).amin(2).mean() for chosen in (joints[1], joints[0][:, :5])]
+    assert far[0] < 0.97 * far[1]
+    for wrong in ({"quantised_from": 200}, {"samples": 9, "quantised_from": 8}):
+        with pytest.raises(ValidationError, match="at least samples"):
+            ProHMRConfig(**wrong)
+
+
+def test_quantise_finds_the_clusters():
+    """One point of each of four clusters of 40, 30, 20 and 10 points, in this order; every row by itself."""
+    sizes = torch.tensor([40, 30, 20, 10])
+    label = torch.arange(4).repeat_interleave(sizes)
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.tensor([[0.0, 0], [9, 0], [0, 9], [9, 9]])
+    orders = [torch.randperm(100, generator=generator) for _ in range(3)]
+    points = torch.stack([corners[label[o]] + 0.1 * torch.randn(100, 2, generator=generator) for o in orders])
+    # Lloyd's finds the clusters where each has one of the first points.
+    for row, order in enumerate(orders):
+        first = [int((label[order] == k).nonzero()[0]) for k in range(4)]
+        rest = [i for i in range(100) if i not in first]
+        points[row], orders[row] = points[row][first + rest], order[first + rest]
+    chosen = quantise(points, 4)
+    assert [label[o][c].tolist() for o, c in zip(orders, chosen, strict=True)] == [[0, 1, 2, 3]] * 3
+    torch.testing.assert_close(quantise(points[1:2], 4), chosen[1:2])
+    assert quantise(points[:0], 4).shape == (0, 4)
+    # More clusters than places: an empty one keeps its mean, and nothing fails.
+    assert quantise(torch.zeros(1, 5, 2), 3).shape == (1, 3)
 
 
 @pytest.mark.parametrize("row", [0, 7])
@@ -307,28 +351,3 @@ def test_weights_come_back(body, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(AssetError, match=r"weights\.safetensors"):
             load_network(path)
-
-
-def test_objective_reaches_every_parameter(body):
-    from recon_prohmr.objective import LossJoints, Weights, objective
-    from recon_std.synthetic.detection import DetectorErrors
-    from recon_std.synthetic.keypoints import KeypointSampler
-
-    torch.manual_seed(0)
-    network = ProHMRNetwork(NetworkConfig(context=16, encoder_width=32, encoder_blocks=1, flow_width=32, head_width=16))
-    poses = torch.randn(50, 24, 3) * 0.2
-    sampler = KeypointSampler(body, poses, torch.ones(50), DetectorErrors())
-    generator = torch.Generator().manual_seed(0)
-    people = sampler.sample(64, generator)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    totals = []
-    for _ in range(15):
-        loss = objective(network, LossJoints(body), people, Weights(), torch.Generator().manual_seed(1))
-        optimizer.zero_grad()
-        loss.per_sample.mean().backward()
-        optimizer.step()
-        totals.append(float(loss.per_sample.detach().mean()))
-    for name, parameter in network.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-    assert totals[-1] < 0.8 * totals[0]
-    assert set(loss.terms) <= set(Weights.model_fields)
