@@ -119,6 +119,12 @@ def recon_register(register: Registrar) -> None:
     register.dataset(
         "masks", "recon_std.readers.masks:MaskedPhotosDataset", summary="photos with masks (images/, masks/)"
     )
+    for name, reader, summary in (
+        ("atr", "ATRDataset", "ATR: street photos with parsed people (humanparsing/)"),
+        ("market-hq", "MarketHQDataset", "Market-1501-HQ: pedestrians with masks (hq/)"),
+        ("cub", "CUBDataset", "CUB-200-2011: birds with masks (CUB_200_2011/)"),
+    ):
+        register.dataset(name, f"recon_std.readers.published_masks:{reader}", summary=summary)
     register.dataset(
         "synthetic",
         "recon_std.synthetic.dataset:SyntheticDataset",

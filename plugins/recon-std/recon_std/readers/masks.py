@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,38 +25,100 @@ EMPTY, FULL = 0.002, 0.998
 """Shares of the picture below and above which a mask shows no outline to learn from."""
 
 
-class MaskedPhotosDataset(Dataset):
-    """Things with their masks, `--data masks:DIR`: DIR/images/NAME.jpg and DIR/masks/NAME.png, in folders or not.
+class PairedPhotos(Dataset):
+    """Things with their masks: what data sets of any layout share, whose `_pairs` says which files belong together.
 
-    Where DIR/index.json lists `items` with `image` and `split`, the setting `split` picks among them. Fields: id,
-    image, mask (square crops about the mask's box), to_crop, roll, flipped. Raises TrainingError naming the file: for
-    fewer than two pairs, photos without mask, masks of another size, empty or full ones, and damaged files.
+    Fields: id, image, mask (square crops about the mask's box), to_crop, roll, flipped. Raises TrainingError naming the
+    file: for photos without mask, masks of another size, empty or full ones, and files that are missing or damaged (the
+    first is named, the rest counted).
     """
 
     class Config(AugmentationSettings):
         rotation: float = 0.0
         scale: float = 0.1
         color: float = 0.0
-        split: Literal["train", "val", "all"] = "train"
-        only: str = "*"
-        """Pattern of the photos read, below `images`: "car/*"."""
         crop_size: int = Field(default=128, ge=16)
         crop_margin: float = Field(default=1.15, gt=0)
         """Side of the crop over the longer side of the mask's box."""
         augment: bool = True
 
     config: Config
+    name: ClassVar[str]
+    """Under which the reader is registered."""
+    above: ClassVar[int] = 127
+    """A mask's pixels are the thing's where they are brighter than this."""
 
     def __init__(self, location: str | Path | None = None, config: Config | None = None) -> None:
         super().__init__(location, config)
-        self.folder = data_folder("masks", location)
+        self.folder = data_folder(self.name, location)
         self.pairs = self._pairs()
-        check_pictures("masks", (path for pair in self.pairs.values() for path in pair))
-        self.ids = list(self.pairs)
-        self.boxes = [_box(photo, mask) for photo, mask in self.pairs.values()]
+        check_pictures(self.name, (path for pair in self.pairs.values() for path in pair))
+        boxes = {name: box for name, pair in self.pairs.items() if (box := self._box(*pair))}
+        self.ids, self.boxes = list(boxes), list(boxes.values())
+
+    @abstractmethod
+    def _pairs(self) -> dict[str, tuple[Path, Path]]:
+        """Photo and mask of every subject, by its id."""
+
+    def _box(self, photo: Path, path: Path) -> tuple[float, float, float, float] | None:
+        """x, y, w, h of the mask `path`, None where it is to be left out."""
+        mask = read_mask(path, self.above)
+        with Image.open(photo) as picture:
+            width, height = picture.size
+        if mask.shape != (height, width):
+            raise TrainingError(
+                f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, but its photo has {width}x{height}; they must agree"
+            )
+        return mask_box(mask) if self._usable(path, float(mask.mean())) else None
+
+    def _usable(self, path: Path, share: float) -> bool:
+        """Whether there is an outline to learn from in the mask, which covers `share` of its photo."""
+        if not EMPTY < share < FULL:
+            raise TrainingError(f"{path}: the mask is {'empty' if share <= EMPTY else 'full'}; it shows no outline")
+        return True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._subject(index, Augmentation())
+
+    def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        varied = Augmentation.draw(self.config, generator) if self.config.augment else Augmentation()
+        return self._subject(index, varied)
+
+    def _subject(self, index: int, varied: Augmentation) -> dict[str, Any]:
+        name, side = self.ids[index], self.config.crop_size
+        photo, mask = self.pairs[name]
+        affine = varied.crop(self.boxes[index], side, self.config.crop_margin)
+        image = crop_photo(read_picture(photo), affine[None], side)[0]
+        return {
+            "id": name,
+            "image": (image * torch.tensor(varied.color)[:, None, None]).clamp(0, 1),
+            "mask": crop_masks([torch.from_numpy(read_mask(mask, self.above)).float()], affine[None], side)[0],
+            "to_crop": affine,
+            "roll": varied.roll,
+            "flipped": float(varied.flipped),
+        }
+
+
+class MaskedPhotosDataset(PairedPhotos):
+    """`--data masks:DIR`: DIR/images/NAME.jpg and DIR/masks/NAME.png, in folders or not; see `PairedPhotos`.
+
+    Where DIR/index.json lists `items` with `image` and `split`, the setting `split` picks among them. Raises
+    TrainingError for fewer than two pairs.
+    """
+
+    class Config(PairedPhotos.Config):
+        split: Literal["train", "val", "all"] = "train"
+        only: str = "*"
+        """Pattern of the photos read, below `images`: "car/*"."""
+
+    config: Config
+    name = "masks"
 
     def _pairs(self) -> dict[str, tuple[Path, Path]]:
-        photos, masks = (_by_stem(self.folder / kind) for kind in ("images", "masks"))
+        photos, masks = (by_stem(self.folder / kind) for kind in ("images", "masks"))
         chosen = self._chosen()
         names = [n for n in sorted(photos) if fnmatch.fnmatch(n, self.config.only) and (chosen is None or n in chosen)]
         if lonely := [name for name in names if name not in masks]:
@@ -85,34 +148,10 @@ class MaskedPhotosDataset(Dataset):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{file}: not a list of items with image and split ({error})") from None
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._subject(index, Augmentation())
-
-    def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
-        varied = Augmentation.draw(self.config, generator) if self.config.augment else Augmentation()
-        return self._subject(index, varied)
-
-    def _subject(self, index: int, varied: Augmentation) -> dict[str, Any]:
-        name, side = self.ids[index], self.config.crop_size
-        photo, mask = self.pairs[name]
-        affine = varied.crop(self.boxes[index], side, self.config.crop_margin)
-        image = crop_photo(read_picture(photo), affine[None], side)[0]
-        return {
-            "id": name,
-            "image": (image * torch.tensor(varied.color)[:, None, None]).clamp(0, 1),
-            "mask": crop_masks([torch.from_numpy(read_mask(mask)).float()], affine[None], side)[0],
-            "to_crop": affine,
-            "roll": varied.roll,
-            "flipped": float(varied.flipped),
-        }
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool: where the picture is brighter than half. Raises TrainingError naming the file."""
-    return read_picture(path).max(-1) > 127
+def read_mask(path: Path, above: int = 127) -> np.ndarray:
+    """(H, W) bool: where the picture is brighter than `above`, of 255. Raises TrainingError naming the file."""
+    return read_picture(path).max(-1) > above
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -122,21 +161,9 @@ def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     return x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y
 
 
-def _box(photo: Path, path: Path) -> tuple[float, float, float, float]:
-    mask = read_mask(path)
-    with Image.open(photo) as picture:
-        width, height = picture.size
-    if mask.shape != (height, width):
-        raise TrainingError(
-            f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, but its photo has {width}x{height}; they must agree"
-        )
-    if not EMPTY < mask.mean() < FULL:
-        raise TrainingError(f"{path}: the mask is {'empty' if mask.mean() <= EMPTY else 'full'}; it shows no outline")
-    return mask_box(mask)
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures in a folder and its folders, by their path there without its ending."""
     if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder; --data masks:DIR reads DIR/images and DIR/masks")
+        raise TrainingError(f"{folder}: no such folder; the data set has its photos or masks there")
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PICTURES)
     return {str(path.relative_to(folder).with_suffix("")): path for path in found}
