@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from recon_casl.model import Attributes, Model
+from recon_casl.model import Attributes, Drawn, Model
 from recon_casl.networks import texture
 from recon_casl.objective import Objective, summed
 from recon_casl.view import View
@@ -37,7 +37,8 @@ def refined(
 ) -> Attributes:
     """The attributes after `steps` steps of Adam on equations 7 and 9 and the mesh terms of equation 11: the best of
     the way by that sum, each row for itself, so never worse than `found`. Equations 8 and 10 judge networks, which stay
-    as they are, and are left out.
+    as they are, and are left out. Half of equation 9 is of the soft mask of training, whose gradients reach far, half
+    of the sharp one, which lies where the surface does: a thing a little too small fits a soft mask best.
 
     cut: the photos on black, with their masks. flow: of `found.texture`.
     """
@@ -60,14 +61,16 @@ def refined(
         for step in range(steps + 1):
             now = _changed(model, cut, found, flow, change)
             drawn = model.draw(now, renderer, SIDE)
-            loss = summed(objective.reconstruction(drawn, image, mask), objective.regular(model, now)).per_sample
-            better = loss.detach() < lowest
-            lowest = torch.where(better, loss.detach(), lowest)
+            crisp = Drawn(drawn.image, renderer.silhouette(model.mesh(now), now.view.camera(SIDE)))
+            regular = objective.regular(model, now)
+            soft, sharp = (summed(objective.reconstruction(d, image, mask), regular).per_sample for d in (drawn, crisp))
+            better = sharp.detach() < lowest
+            lowest = torch.where(better, sharp.detach(), lowest)
             for name, value in change.items():
                 best[name][better] = value.detach()[better]
             if step < steps:
                 adam.zero_grad()
-                loss.sum().backward()
+                (0.5 * (soft + sharp)).sum().backward()
                 adam.step()
                 schedule.step()
     return _changed(model, cut, found, flow, best)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from recon_core.geometry.primitives import icosphere
 
 frame = importlib.import_module("recon_core.cli.main")
-SMALL = ["--set", "casl.width=8", "--set", "casl.texture_size=16"]
+SMALL = ["--set", "casl.width=8", "--set", "casl.texture_size=16", "--set", "casl.refine=2"]
 
 
 @pytest.fixture
