@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -101,10 +101,16 @@ def test_an_empty_batch_gives_an_empty_prediction(entry: Entry) -> None:
 def test_cpu_and_gpu_agree(entry: Entry) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    there = predicted(copy.deepcopy(built(entry.name)).to("cuda"), seen(entry.name).to("cuda"))
-    strays = sorted(name for name, value in tensors(there) if not value.is_cuda)
-    assert not strays, f"on a GPU, predict gives {', '.join(strays)} on the CPU"
+    there = predicted_on("cuda", entry.name)
     assert_equal(there, expected(entry.name), "on a GPU", GPU_TOLERANCE)
+
+
+def predicted_on(device: str, name: str) -> Prediction:
+    """The prediction by a copy on another device, of which every tensor is there."""
+    there = predicted(copy.deepcopy(built(name)).to(device), seen(name).to(device))
+    strays = sorted(name for name, value in tensors(there) if value.device.type != device)
+    assert not strays, f"on {device}, predict gives {', '.join(strays)} on the CPU"
+    return there
 
 
 @of("method")
@@ -196,7 +202,7 @@ def _in_training(name: str) -> Method:
 
 
 def _steps(method: Method) -> Iterator[LossValue]:
-    """The losses of step 0; of a method that trains by turns, those of the first steps, until each optimizer had one."""
+    """The losses of step 0; of a method that trains by turns, until each optimizer had one."""
     batch = training_batch(method)
     several = "optimizer" in inspect.signature(method.training_step).parameters
     for step, turn in _turns(method) if several else ((0, ()),):
