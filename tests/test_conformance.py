@@ -8,8 +8,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from recon_core.plugins import GROUP
+from recon_core.structures import Camera, Mesh, Observation, Prediction
 
 BUILT_IN = sorted(
     {e.dist.name for e in metadata.entry_points(group=GROUP) if e.dist and e.dist.name.startswith("recon-")}
@@ -179,3 +182,32 @@ def test_without_the_option_nothing_of_recon_is_imported(run_python, tmp_path):
     )
     done = run_python("-m", "pytest", "-q", "-p", "no:jaxtyping", "-c", "/dev/null", str(tmp_path))
     assert done.returncode == 0, done.stdout
+
+
+class Follows(nn.Module):
+    """A method whose numbers stay on its device. stray: but for its faces, as a constant of a module would."""
+
+    def __init__(self, stray: bool) -> None:
+        super().__init__()
+        self.stray, self.layer = stray, nn.Linear(4, 9)
+
+    def predict(self, observation: Observation) -> Prediction:
+        assert observation.box is not None
+        corners = self.layer(observation.box).unflatten(1, (3, 3))
+        faces = torch.tensor([[0, 1, 2]], device="cpu" if self.stray else corners.device)
+        return Prediction(mesh=Mesh(corners, faces))
+
+
+@pytest.mark.parametrize("stray", [False, True])
+def test_what_a_method_leaves_on_the_cpu_is_named(monkeypatch, stray):
+    """The GPU's check with torch's meta device in place of a GPU: it holds no numbers, but tensors live on it."""
+    from recon_core.testing.checks import check_methods as checks
+
+    seen = Observation(Camera.perspective(100.0, (64, 64), batch=2), box=torch.rand(2, 4))
+    monkeypatch.setattr(checks, "built", lambda name: Follows(stray))
+    monkeypatch.setattr(checks, "seen", lambda name: seen)
+    if stray:
+        with pytest.raises(AssertionError, match="on meta, predict gives mesh.faces on the CPU"):
+            checks.predicted_on("meta", "follows")
+    else:
+        assert checks.predicted_on("meta", "follows").mesh.vertices.device.type == "meta"
