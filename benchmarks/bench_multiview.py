@@ -27,6 +27,7 @@ from recon_prohmr.evaluation import TEST_PEOPLE, people_of, views_of
 from recon_prohmr.fitter import LatentFitter, LatentFitterConfig, rotation_average
 from recon_prohmr.method import ProHMR, ProHMRConfig
 from recon_std.bodies import load_body
+from recon_std.bodies.smpl import SMPLBody
 from recon_std.detectors.blazepose import BlazePoseDetector
 from recon_std.fitters.smplify import SmplifyFitter
 from recon_std.readers.mocap import MocapDataset
@@ -54,7 +55,7 @@ TABLE_14 = {"single view": ("65.1 43.7", "176.0 91.9"), "rotation averaging": ("
 class Setting:
     """The shipped method, the free body, and smplify's priors."""
 
-    body: BodyModel
+    body: SMPLBody
     method: ProHMR
     priors: dict[str, Prior]
 
@@ -90,7 +91,10 @@ def rendered_views(
     generator, detector = torch.Generator().manual_seed(seed), BlazePoseDetector()
     renderer = registry().create("renderer", "warp")
     wardrobe = Wardrobe(setting.body, renderer, 128)
-    camera, kept, truths, tried = Camera.perspective(FOCAL, (SIDE, SIDE), batch=MOST), [], [], 0
+    camera = Camera.perspective(FOCAL, (SIDE, SIDE), batch=MOST)
+    kept: list[Keypoints] = []
+    truths: list[BodyParameters] = []
+    tried = 0
     while len(truths) < people:
         tried += 1
         truth = _in_the_middle(setting.body, sampler.views(1, MOST, generator))

@@ -24,6 +24,7 @@ from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 from recon_prohmr.evaluation import people_of, quantised_errors, sample_errors
 from recon_prohmr.fitter import LatentFitter
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
+from recon_prohmr.network import ProHMRNetwork
 from recon_prohmr.weights import load_network
 from recon_std.bodies import load_body
 from recon_std.detectors.blazepose import BlazePoseDetector
@@ -42,7 +43,7 @@ of the box, and the free body with random shapes. "n for 4096" is its protocol: 
 
 def load(weights: Path | None) -> tuple[ProHMR, BodyModel]:
     body = load_body("free")
-    network = load_network(weights or assets().find(WEIGHTS))
+    network = load_network(weights or assets().find(WEIGHTS), ProHMRNetwork)
     method = ProHMR(ProHMRConfig(), body, network.config)
     method.network = network
     return method.eval(), body

@@ -137,7 +137,8 @@ def train(config: LiftTrainConfig, mocap: Path, out: Path, device: str) -> Skele
             progress = max(step / config.steps, elapsed / (60 * config.minutes) if config.minutes else 0.0)
             if step % 500 == 0 or step == 20 or progress >= 1:
                 average.copy_to(averaged)
-                line = {"step": step, "seconds": round(elapsed, 1), "gradient": round(float(norm), 3)}
+                line: dict[str, float | list[float]] = {"step": step, "seconds": round(elapsed, 1)}
+                line["gradient"] = round(float(norm), 3)
                 line |= {name: round(float(value.detach().mean()), 4) for name, value in loss.terms.items()}
                 line |= _rounded(lifting_errors(averaged.eval(), body, view, truth))
                 print(json.dumps(line), flush=True)

@@ -76,7 +76,7 @@ class ProHMR(Method):
         """With the shipped weights, checked by their sha256, or the network of the published ones."""
         if config.weights == "published":
             return PublishedProHMR.from_assets(config, assets, body_model)
-        network = load_network(assets.find(WEIGHTS))
+        network = load_network(assets.find(WEIGHTS), ProHMRNetwork)
         method = cls(config, body_model, network.config)
         method.network = network
         return method.eval()

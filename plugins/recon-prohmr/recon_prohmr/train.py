@@ -120,7 +120,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
     generator = torch.Generator(device).manual_seed(config.seed)
     network = ProHMRNetwork(config.network).to(device)
     if begin_with:
-        network.load_state_dict(load_network(begin_with).state_dict())
+        network.load_state_dict(load_network(begin_with, ProHMRNetwork).state_dict())
     else:
         initialize(network, sampler, generator, config.weights.spread)
     averaged = ProHMRNetwork(config.network).to(device)

@@ -16,7 +16,7 @@ from recon_prohmr.evaluation import people_of
 from recon_prohmr.fitter import LatentFitter, LatentFitterConfig
 from recon_prohmr.latent import Latent, LatentObjective, turn_of_6d
 from recon_prohmr.method import WEIGHTS, ProHMR, ProHMRConfig
-from recon_prohmr.network import NetworkConfig, pose_from_6d
+from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_from_6d
 from recon_prohmr.prior import PosePrior
 from recon_prohmr.sampling import quantise
 from recon_prohmr.weights import load_network, save_network
@@ -342,7 +342,7 @@ def test_weights_come_back(body, tmp_path):
     network = small(body).network
     path = tmp_path / "weights.safetensors"
     save_network(network, path)
-    back = load_network(path)
+    back = load_network(path, ProHMRNetwork)
     assert back.config == network.config
     for name, value in network.state_dict().items():
         torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-3, atol=1e-4)
@@ -350,4 +350,4 @@ def test_weights_come_back(body, tmp_path):
     for damaged in (b"", whole[: len(whole) // 2], b"not weights"):
         path.write_bytes(damaged)
         with pytest.raises(AssetError, match=r"weights\.safetensors"):
-            load_network(path)
+            load_network(path, ProHMRNetwork)

@@ -25,8 +25,8 @@ def save_network(network: ProHMRNetwork | SkeletonNetwork, path: Path) -> None:
     save_file(half, path, {"network": network.config.model_dump_json()})
 
 
-def load_network(path: Path, kind: type[Network] = ProHMRNetwork) -> Network:
-    """The network in evaluation mode, float32. Raises AssetError naming the file when it is not such a file."""
+def load_network(path: Path, kind: type[Network]) -> Network:
+    """The network of that kind in evaluation mode, float32. Raises AssetError naming a file that is no such file."""
     try:
         with safe_open(path, "pt") as file:
             config: Any = kind.Config.model_validate_json((file.metadata() or {}).get("network", ""))
