@@ -231,7 +231,7 @@ def _drawn(
     result = _checked(photo, camera).copy()
     with torch.no_grad():
         for band in _bands(scene, camera, renderer):
-            cut = outline(scene, band.camera, band.fragments)
+            cut = outline(scene, band.camera, band.fragments.mask)
             for visible, alpha in (*_inside(band, cut), _beside(band, cut)):
                 _composite(result, *band.place(visible), paint(scene, visible), alpha * opacity)
     return result

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon_core.geometry.topology import edges
-from recon_core.rendering.fragments import Fragments
 from recon_core.rendering.scene import Scene
 from recon_core.structures import Camera
 
@@ -51,28 +50,35 @@ class Outline:
 def outline(
     scene: Scene,
     camera: Camera,
-    fragments: Fragments,
+    mask: Bool[Tensor, "B 1 H W"],
     near: float = 0.01,
     screen: Float[Tensor, "N 3"] | None = None,
 ) -> Outline:
-    """The outline of what `fragments` covers, for antialiasing. `near` as given to the rasteriser.
+    """The outline of what a rasteriser covers, for antialiasing. mask, near: its `Fragments.mask` and near plane.
 
     screen: `scene.project(camera)`, from who has it already.
     """
     camera = scene.cameras(camera)
     screen = scene.project(camera) if screen is None else screen
     clip = None if camera.orthographic else near
-    covered = fragments.face >= 0
     with torch.no_grad():
         ends, picture = _contours(scene, screen, clip)
-        found = [_crossings(*_segments(screen, ends, clip), picture, covered, axis) for axis in (0, 1)]
-    parts = [_weights(screen, ends, clip, (camera.size[1], camera.size[0]), axis, *found[axis]) for axis in (0, 1)]
-    return Outline(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        found = _crossings(*_segments(screen, ends, clip), picture, mask[:, 0])
+    start, end = (_turned(p, found.upright) for p in _segments(screen, ends[:, found.edge], clip))
+    at = _cross(start, end, found.line) - found.pair
+    # The pixels share a side halfway between their centres: what the outline encloses beyond it belongs to the
+    # farther pixel.
+    cuts_second = at > 0.5
+    return Outline(
+        target=torch.where(cuts_second, found.second, found.first),
+        source=torch.where(cuts_second, found.first, found.second),
+        weight=torch.where(cuts_second, at - 0.5, 0.5 - at),
+    )
 
 
 def _contours(
     scene: Scene, screen: Float[Tensor, "N 3"], near: float | None
-) -> tuple[Int[Tensor, "C 2"], Int[Tensor, " C"]]:
+) -> tuple[Int[Tensor, "2 C"], Int[Tensor, " C"]]:
     """Packed vertices of the edges that can be outline, and their pictures: those between a face turned to the camera
     and one turned away, and those without two proper neighbours."""
     ends, pictures, first = [], [], 0
@@ -80,35 +86,34 @@ def _contours(
         B, V = mesh.vertices.shape[:2]
         points = screen[first : first + B * V].reshape(B, V, 3)
         known = edges(mesh.faces)
-        # All that is known of a vertex in a row: a gather then copies 2 B neighbouring numbers at once.
-        columns = mesh.faces.T.contiguous()
-        flat = points[..., :2].permute(1, 2, 0).reshape(V, 2 * B)
-        p0, p1, p2 = (flat.index_select(0, c) for c in columns)
-        (u1, v1), (u2, v2) = (p1 - p0).split(B, 1), (p2 - p0).split(B, 1)
+        # All rows of a vertex beside each other, u then v then z: gathering copies whole lines of memory.
+        flat = points.permute(1, 2, 0).reshape(V, 3 * B)
+        corners = flat.index_select(0, mesh.faces.int().T.reshape(-1)).reshape(3, -1, 3 * B)
+        (u1, v1), (u2, v2) = ((corners[i] - corners[0])[:, : 2 * B].split(B, 1) for i in (1, 2))
         front = u1 * v2 > v1 * u2
-        if near is not None:
-            # Dividing by a negative depth mirrors a point, and so the turn of its face.
-            behind = points[..., 2].T < 0
-            if bool(behind.any()):
-                front = front ^ behind[columns[0]] ^ behind[columns[1]] ^ behind[columns[2]]
+        # Dividing by a negative depth mirrors a point, and so the turn of its face.
+        if near is not None and bool((flat[:, 2 * B :] < 0).any()):
+            behind = corners[..., 2 * B :] < 0
+            front = front ^ behind[0] ^ behind[1] ^ behind[2]
         turns = front.index_select(0, known.faces[:, 0]) != front.index_select(0, known.faces[:, 1].clamp(min=0))
         turns[known.irregular] = True
         position = turns.reshape(-1).nonzero().squeeze(1)
-        edge, row = position // B, position % B
-        ends.append(known.vertices[edge] + (row * V + first)[:, None])
+        edge = position // B
+        row = position - edge * B
+        ends.append(torch.stack([end.index_select(0, edge) for end in known.vertices.unbind(1)]) + (row * V + first))
         pictures.append(scene.picture[rows].to(row.device)[row])
         first += B * V
     if not ends:
         none = torch.zeros(0, dtype=torch.int64, device=screen.device)
-        return none.reshape(0, 2), none
-    return torch.cat(ends), torch.cat(pictures)
+        return none.reshape(2, 0), none
+    return torch.cat(ends, 1), torch.cat(pictures)
 
 
 def _segments(
-    screen: Float[Tensor, "N 3"], ends: Int[Tensor, "C 2"], near: float | None
+    screen: Float[Tensor, "N 3"], ends: Int[Tensor, "2 C"], near: float | None
 ) -> tuple[Float[Tensor, "C 2"], Float[Tensor, "C 2"]]:
     """Both ends of each edge in pixels, the edge cut at the near plane; NaN for edges wholly before it."""
-    a, b = screen.index_select(0, ends[:, 0]), screen.index_select(0, ends[:, 1])
+    a, b = (screen.index_select(0, end) for end in ends)
     if near is None or not bool((torch.minimum(a[:, 2], b[:, 2]) < near).any()):
         return a[:, :2], b[:, :2]
 
@@ -124,99 +129,86 @@ def _segments(
     return torch.where(visible, cut(a, b), nan), torch.where(visible, cut(b, a), nan)
 
 
-def _crossings(
-    start: Float[Tensor, "C 2"],
-    end: Float[Tensor, "C 2"],
-    picture: Int[Tensor, " C"],
-    covered: Bool[Tensor, "B H W"],
-    axis: int,
-) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """The edge, picture, line and pair at each crossing of the outline with the lines through pixel centres.
+@dataclass(frozen=True)
+class _Crossings:
+    """Where P edges cross lines through pixel centres between a covered and an empty pixel.
 
-    axis 0: lines are rows of pixels and pairs are left and right neighbours; axis 1: columns, upper and lower.
+    The line is a row of pixels, or a column where `upright`. pair: place on the line of the nearer of the two pixels.
+    first, second: both pixels, in the flattened (B, H, W).
     """
-    H, W = covered.shape[1:]
-    lines, places = (H, W) if axis == 0 else (W, H)
-    along, across = (0, 1) if axis == 0 else (1, 0)
-    low = torch.minimum(start[:, across], end[:, across])
-    high = torch.maximum(start[:, across], end[:, across])
+
+    edge: Int[Tensor, " P"]
+    upright: Bool[Tensor, " P"]
+    line: Int[Tensor, " P"]
+    pair: Int[Tensor, " P"]
+    first: Int[Tensor, " P"]
+    second: Int[Tensor, " P"]
+
+
+def _crossings(
+    start: Float[Tensor, "C 2"], end: Float[Tensor, "C 2"], picture: Int[Tensor, " C"], covered: Bool[Tensor, "B H W"]
+) -> _Crossings:
+    """The crossings that are outline, of edges from `start` to `end`.
+
+    Each edge is taken twice, over the rows and, turned, over the columns, and both go through the same operations: on
+    small pictures it is their number that costs.
+    """
+    B, H, W = covered.shape
+    C, device = len(start), start.device
+    start, end = torch.cat([start, start.flip(1)]), torch.cat([end, end.flip(1)])
     # Half open, so that where two edges meet on a line exactly one of them crosses it.
-    first = torch.nan_to_num((low - 0.5).ceil(), nan=lines).clamp(0, lines).long()
-    stop = torch.nan_to_num((high - 0.5).ceil(), nan=0).clamp(0, lines).long()
+    limit = torch.tensor([H, W], device=device).repeat_interleave(C)
+    first, stop = (
+        torch.nan_to_num((bound(start[:, 1], end[:, 1]) - 0.5).ceil(), nan=nan).clamp(min=0).minimum(limit).long()
+        for bound, nan in ((torch.minimum, max(H, W)), (torch.maximum, 0))
+    )
     counts = (stop - first).clamp(min=0)
     edge = torch.repeat_interleave(counts)
-    begin = counts.cumsum(0) - counts
-    line = first[edge] + torch.arange(len(edge), device=edge.device) - begin[edge]
-    at = _cross(start[edge], end[edge], line, axis)
-    pair, b = at.floor(), picture[edge]
-    changes = _changes(covered, b, line, pair, axis)
+    line = torch.arange(len(edge), device=device) + (first - counts.cumsum(0) + counts)[edge]
+    at = _cross(start[edge], end[edge], line)
+    pair, upright, b = at.floor(), edge >= C, picture.repeat(2)[edge]
+
+    # Whether a pixel and the next one differ, with a border of those that have no next: pairs outside the picture.
+    differ = covered.new_zeros(2, B, H + 1, W + 1)
+    torch.ne(covered[:, :, :-1], covered[:, :, 1:], out=differ[0, :, :H, 1:W])
+    torch.ne(covered[:, :-1], covered[:, 1:], out=differ[1, :, 1:H, :W])
+    last = torch.where(upright, H - 1, W - 1)
+    step = torch.where(upright, W + 1, 1)
+    base = (upright * B + b) * ((H + 1) * (W + 1)) + line * (W + 2 - step) + step
+    changes = differ.view(-1)[base + pair.clamp(min=-1).minimum(last).long() * step]
     # An edge within rounding of a pixel centre may have been taken to pass it on the other side.
     whole = at.round()
     doubtful = ((at - whole).abs() < ROUNDING) & ~changes
     pair = torch.where(doubtful, 2 * whole - 1 - pair, pair)
-    changes |= doubtful & _changes(covered, b, line, pair, axis)
+    changes |= doubtful & differ.view(-1)[base + pair.clamp(min=-1).minimum(last).long() * step]
+
     found = changes.nonzero().squeeze(1)
-    edge, line, at, pair, b = edge[found], line[found], at[found], pair[found].long(), b[found]
-    before = covered[b, line, pair] if axis == 0 else covered[b, pair, line]
+    edge, line, upright, b = edge[found], line[found], upright[found], b[found]
+    pair, beyond = pair[found].long(), (at - pair)[found]
+    step = torch.where(upright, W, 1)
+    one = b * (H * W) + line * (W + 1 - step) + pair * step
     # Of several edges between one pair the outline is the last before the empty pixel.
-    reach = torch.where(before, at - pair, 1 - (at - pair))
-    key = (b * lines + line) * places + pair
+    reach = torch.where(covered.reshape(-1)[one], beyond, 1 - beyond)
+    key = one + upright * (B * H * W)
     order = (key - 0.5 * reach.double()).argsort(stable=True)
     key = key[order]
     leading = torch.ones_like(key, dtype=torch.bool)
     leading[1:] = key[1:] != key[:-1]
-    chosen = order[leading]
-    edge, line, pair, b = edge[chosen], line[chosen], pair[chosen], b[chosen]
-    # Pairs along both axes see the same outline: each edge counts along the axis that it crosses more squarely.
-    d = (end - start)[edge].abs()
-    square = d[:, across] > d[:, along] if axis == 0 else d[:, across] >= d[:, along]
-    return edge[square], b[square], line[square], pair[square]
+    # Rows and columns see the same outline: each edge counts on the lines that it crosses more squarely.
+    d = (end - start)[edge[order]].abs()
+    square = torch.where(upright[order], d[:, 1] >= d[:, 0], d[:, 1] > d[:, 0])
+    chosen = order[leading & square]
+    one, upright = one[chosen], upright[chosen]
+    return _Crossings(edge[chosen] % max(C, 1), upright, line[chosen], pair[chosen], one, one + step[chosen])
 
 
-def _cross(
-    start: Float[Tensor, "P 2"], end: Float[Tensor, "P 2"], line: Int[Tensor, " P"], axis: int
-) -> Float[Tensor, " P"]:
-    """Where edges cross lines, counted from the line's first pixel centre."""
-    along, across = (0, 1) if axis == 0 else (1, 0)
+def _turned(points: Float[Tensor, "P 2"], upright: Bool[Tensor, " P"]) -> Float[Tensor, "P 2"]:
+    """As (place along the line, place across): x and y exchanged for columns."""
+    return torch.where(upright[:, None], points.flip(1), points)
+
+
+def _cross(start: Float[Tensor, "P 2"], end: Float[Tensor, "P 2"], line: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Where edges cross lines, counted from the line's first pixel centre. Points are (along, across)."""
     d = end - start
-    slope = d[:, along] / torch.where(d[:, across] == 0, torch.ones_like(d[:, across]), d[:, across])
-    return start[:, along] + (line + 0.5 - start[:, across]) * slope - 0.5
-
-
-def _changes(
-    covered: Bool[Tensor, "B H W"], b: Int[Tensor, " P"], line: Int[Tensor, " P"], pair: Float[Tensor, " P"], axis: int
-) -> Bool[Tensor, " P"]:
-    """Whether one pixel of a pair is covered and the other is not; pairs may lie outside the picture."""
-    last = covered.shape[2 - axis] - 2
-    first = pair.clamp(0, max(last, 0)).long()
-    second = (first + 1).clamp(max=last + 1)
-    if axis == 0:
-        differ = covered[b, line, first] != covered[b, line, second]
-    else:
-        differ = covered[b, first, line] != covered[b, second, line]
-    return differ & (pair >= 0) & (pair <= last)
-
-
-def _weights(
-    screen: Float[Tensor, "N 3"],
-    ends: Int[Tensor, "C 2"],
-    near: float | None,
-    size: tuple[int, int],
-    axis: int,
-    edge: Int[Tensor, " P"],
-    b: Int[Tensor, " P"],
-    line: Int[Tensor, " P"],
-    pair: Int[Tensor, " P"],
-) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Target, source and weight of the crossings found, with gradients."""
-    H, W = size
-    at = _cross(*_segments(screen, ends[edge], near), line, axis) - pair
-    one = (b * H + line) * W + pair if axis == 0 else (b * H + pair) * W + line
-    two = one + (1 if axis == 0 else W)
-    # The pixels share a side halfway between their centres: what the outline encloses beyond it belongs to the
-    # farther pixel.
-    cuts_second = at > 0.5
-    weight = torch.where(cuts_second, at - 0.5, 0.5 - at)
-    target = torch.where(cuts_second, two, one)
-    source = torch.where(cuts_second, one, two)
-    return target, source, weight
+    slope = d[:, 0] / torch.where(d[:, 1] == 0, torch.ones_like(d[:, 1]), d[:, 1])
+    return start[:, 0] + (line + 0.5 - start[:, 1]) * slope - 0.5

@@ -92,8 +92,8 @@ def test_hidden_and_inner_edges_are_no_outline() -> None:
     scene, lens = Scene.together([wall, sphere(1.8)]), camera()
     ball = WARP.rasterize(sphere(1.8), lens).mask.sum()
     assert ball > 10
-    cut = outline(scene, lens, WARP.rasterize(scene, lens))
-    alone = outline(Scene.together(wall), lens, WARP.rasterize(wall, lens))
+    cut = outline(scene, lens, WARP.rasterize(scene, lens).mask)
+    alone = outline(Scene.together(wall), lens, WARP.rasterize(wall, lens).mask)
     assert torch.equal(cut.target.sort().values, alone.target.sort().values)
 
 

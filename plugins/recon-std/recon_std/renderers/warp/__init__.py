@@ -13,7 +13,7 @@ from recon_core.errors import UsageError
 from recon_core.interfaces import Renderer
 from recon_core.rendering import FaceProbabilities, Fragments, Scene, SoftSettings, outline
 from recon_core.structures import Camera, Mesh
-from recon_std.renderers.warp.hard import Rasterize
+from recon_std.renderers.warp.hard import Rasterize, coverage
 from recon_std.renderers.warp.soft import CoverageList, CoverageSum, NearestCoverageSum, Reach
 
 
@@ -34,12 +34,13 @@ class WarpRenderer(Renderer):
     def silhouette(
         self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, near: float = 0.01
     ) -> Float[Tensor, "B 1 H W"]:
-        # As in the base class, with one projection for both.
+        # As in the base class, with one projection for both, and without fragments.
         scene = Scene.separate(meshes)
         screen = _screen(scene, camera)
-        fragments = _fragments(scene, screen.detach(), camera, near)
-        covered = fragments.mask.to(screen.dtype)
-        return outline(scene, camera, fragments, near, screen).blend(covered).clamp(0, 1)
+        width, height = camera.size
+        size = (scene.pictures, height, width)
+        mask = coverage(screen, scene.faces, scene.face_picture, size, camera.orthographic, near)[:, None]
+        return outline(scene, camera, mask, near, screen).blend(mask.to(screen.dtype)).clamp(0, 1)
 
     def soft_silhouette(
         self, meshes: Mesh | Sequence[Mesh] | Scene, camera: Camera, settings: SoftSettings | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import warp as wp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon_std.renderers.warp.hard_kernels import hard_kernels
@@ -14,6 +14,43 @@ from recon_std.renderers.warp.start import face_jobs, launch, pixel_jobs
 
 NOTHING = 2**63 - 1
 """What the depth buffer holds where no face is."""
+
+
+def coverage(
+    screen: Float[Tensor, "N 3"],
+    faces: Int[Tensor, "M 3"],
+    picture: Int[Tensor, " M"],
+    size: tuple[int, int, int],
+    orthographic: bool,
+    near: float,
+) -> Bool[Tensor, "B H W"]:
+    """Which pixel centres some face covers: `Rasterize` without looking up what is seen there."""
+    return _depth_keys(screen.detach().contiguous(), faces, picture, size, orthographic, near) != NOTHING
+
+
+def _depth_keys(
+    screen: Float[Tensor, "N 3"],
+    faces: Int[Tensor, "M 3"],
+    picture: Int[Tensor, " M"],
+    size: tuple[int, int, int],
+    orthographic: bool,
+    near: float,
+) -> Int[Tensor, "B H W"]:
+    """Depth and number of the nearest face at each pixel in one integer, NOTHING where there is none."""
+    kernels = hard_kernels(screen.dtype)
+    keys = torch.full(size, NOTHING, dtype=torch.int64, device=screen.device)
+    if not len(faces):
+        return keys
+    points, corners = wp.from_torch(screen, dtype=kernels.vec3), wp.from_torch(faces.contiguous(), dtype=wp.vec3i)
+    owner, target = wp.from_torch(picture.contiguous()), wp.from_torch(keys)
+    jobs = face_jobs(picture, size, screen.device)
+    launch(
+        kernels.scatter,
+        [count for _, count, _, _ in jobs],
+        [(points, corners, owner, first, top, end, int(orthographic), near, target) for first, _, top, end in jobs],
+        screen.device,
+    )
+    return keys
 
 
 class Rasterize(torch.autograd.Function):
@@ -28,36 +65,15 @@ class Rasterize(torch.autograd.Function):
         near: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, H, W = size
-        screen, faces, picture = screen.detach().contiguous(), faces.contiguous(), picture.contiguous()
+        screen, faces = screen.detach().contiguous(), faces.contiguous()
         device = screen.device
         kernels = hard_kernels(screen.dtype)
-        keys = torch.full(size, NOTHING, dtype=torch.int64, device=device)
+        keys = _depth_keys(screen, faces, picture, size, orthographic, near)
         face = torch.empty(size, dtype=torch.int64, device=device)
         barycentrics = screen.new_empty(B, H, W, 3)
         depth = screen.new_empty(size)
         points = wp.from_torch(screen, dtype=kernels.vec3)
         corners = wp.from_torch(faces, dtype=wp.vec3i)
-        if len(faces):
-            jobs = face_jobs(picture, size, device)
-            launch(
-                kernels.scatter,
-                [count for _, count, _, _ in jobs],
-                [
-                    (
-                        points,
-                        corners,
-                        wp.from_torch(picture),
-                        first,
-                        top,
-                        bottom,
-                        int(orthographic),
-                        near,
-                        wp.from_torch(keys),
-                    )
-                    for first, _, top, bottom in jobs
-                ],
-                device,
-            )
         outputs = (
             wp.from_torch(face.view(-1)),
             wp.from_torch(barycentrics.view(-1, 3), dtype=kernels.vec3),
