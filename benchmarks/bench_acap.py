@@ -24,8 +24,8 @@ from torch import Tensor
 
 from recon_acap.features import AcapCodec, Connectivity
 from recon_acap.features.codec import map_columns
+from recon_acap.features.fused import split
 from recon_acap.features.logarithm import to_affine
-from recon_acap.features.polar import nearest_rotation
 from recon_core.geometry.rotations import axis_angle_to_matrix, geodesic_distance, matrix_to_axis_angle
 from recon_core.geometry.topology import face_normals
 from recon_core.structures import BodyParameters
@@ -39,7 +39,7 @@ class PlainExtraction:
 
     def __init__(self, mesh: Connectivity, normal_share: float = 0.05) -> None:
         self.mesh = mesh
-        self.ring, weight = mesh.one_ring
+        self.ring, weight = padded_ring(mesh)
         q = mesh.reference
         self.edge = (q[:, None] - q[self.ring]) * weight[..., None]
         M = self.edge.mT @ (q[:, None] - q[self.ring])
@@ -94,6 +94,19 @@ class PlainExtraction:
         return torch.cat([out, stretch.flatten(1)[:, list(UPPER)]], 1)
 
 
+def padded_ring(mesh: Connectivity) -> tuple[Tensor, Tensor]:
+    """Each vertex's neighbours (V, N), padded by the vertex itself, and their cotangent weights, padded by 0."""
+    start, end = torch.cat([mesh.edges, mesh.edges.flip(1)]).T
+    order = start.argsort(stable=True)
+    start, end, weights = start[order], end[order], mesh.edge_weights.repeat(2)[order]
+    degree = torch.bincount(start, minlength=mesh.vertex_count)
+    place = torch.arange(len(start)) - (degree.cumsum(0) - degree)[start]
+    neighbours = torch.arange(mesh.vertex_count)[:, None].repeat(1, int(degree.max()))
+    padded = torch.zeros(neighbours.shape, dtype=torch.float64)
+    neighbours[start, place], padded[start, place] = end, weights
+    return neighbours, padded
+
+
 def posed_bodies(name: str, count: int, bend: float) -> Tensor:
     """Shapes and poses at random, joints bent by `bend` radians a coordinate (standard deviation)."""
     body = load_body(name)
@@ -137,7 +150,7 @@ def main() -> None:
     with torch.no_grad():
         T = pure.affine(vertices)
         svd = torch.stack([axis_angle_to_matrix(plain.rotations(p)[0]) for p in vertices])
-        gap = geodesic_distance(nearest_rotation(T.flatten(0, 1)).view_as(T), svd)
+        gap = geodesic_distance(split(T.flatten(0, 1)).rotation.view_as(T), svd)
         S = torch.linalg.svdvals(T.double())
         sure = S[..., 1] + S[..., 2] * torch.linalg.det(T.double()).sign() > 0.05 * S[..., 0]
         print(

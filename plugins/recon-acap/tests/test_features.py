@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recon_acap.features import AcapCodec, Connectivity, FeatureScaling, ReleasedPoints, part_features
+from recon_acap.features.fused import split
 from recon_acap.features.logarithm import to_affine, to_features
-from recon_acap.features.polar import nearest_rotation
 from recon_core.errors import AssetError, EvidenceError, InputError, TrainingError
 from recon_core.geometry.primitives import icosphere
 from recon_core.geometry.rotations import axis_angle_to_matrix, project_to_rotation
@@ -88,8 +88,8 @@ def test_fast_rotations_are_those_of_the_svd() -> None:
     assert (torch.linalg.det(T) < 0).sum() > 500
     # Where the two smallest singular values cancel there is no nearest rotation to agree about.
     sure = S[:, 1] + S[:, 2] * torch.linalg.det(U @ Vh) > 1e-3 * S[:, 0]
-    torch.testing.assert_close(nearest_rotation(T)[sure], project_to_rotation(T)[sure], rtol=0, atol=1e-9)
-    single = nearest_rotation(T.float()).double()
+    torch.testing.assert_close(split(T).rotation[sure], project_to_rotation(T)[sure], rtol=0, atol=1e-9)
+    single = split(T.float()).rotation.double()
     torch.testing.assert_close(single[:500], project_to_rotation(T)[:500], rtol=0, atol=3e-6)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recon_acap.features import fused
 from recon_acap.features.arrays import Array, accepts_arrays, to_tensor
 from recon_acap.features.connectivity import Connectivity
 from recon_acap.features.consistency import Consistency
@@ -70,6 +71,7 @@ class AcapCodec:
         self._normal_response = operators.normal_response
         self._face_sum = SparseMap(operators.face_sum) if normal_share else None
         self._right_side = SparseMap(operators.right_side)
+        self._tables = {torch.device("cpu"): operators.tables}
         self._system = FactorisedSystem(operators.grounded(operators.laplacian))
         self._correction: tuple[SparseMap, FactorisedSystem, SparseMap] | None = None
         if blur is not None:
@@ -85,14 +87,16 @@ class AcapCodec:
     def affine(self, vertices: Float[Array, "B V 3"]) -> Float[Array, "B V 3 3"]:
         """T of every vertex: p_i - p_j = T_i (q_i - q_j) in the sense of equation 1. Differentiable."""
         self.connectivity.check_vertices(vertices)
-        columns = _columns(vertices)
-        T = self._affine(columns)
-        if self._face_sum is not None:
-            T = T + self._of_normals(vertices)
-        if self._correction is not None:
-            laplacian, system, response = self._correction
-            T = T + response(system(laplacian(columns) - self._right_side(T)))
-        return _matrices(T, len(vertices))
+        if _differentiated(vertices):
+            T = self._affine(_columns(vertices))
+            T = _matrices(T if self._face_sum is None else T + self._of_normals(vertices), len(vertices))
+        else:
+            T = fused.affine(vertices, self._on(vertices.device))
+        if self._correction is None:
+            return T
+        laplacian, system, response = self._correction
+        gap = laplacian(_columns(vertices)) - self._right_side(map_columns(T))
+        return T + _matrices(response(system(gap)), len(vertices))
 
     @accepts_arrays
     def extract(self, vertices: Float[Array, "B V 3"]) -> Float[Array, "B V 9"]:
@@ -131,8 +135,11 @@ class AcapCodec:
                 f"the {self.connectivity.name} having {self.connectivity.vertex_count} vertices"
             )
         index, places = self._anchors(anchors, features)
-        right = self._right_side(map_columns(to_affine(features)))
-        points = self._system(right).unflatten(1, (-1, 3)).transpose(0, 1)
+        if _differentiated(features):
+            right = self._right_side(map_columns(to_affine(features)))
+        else:
+            right = fused.right_sides(features, self._on(features.device))
+        points = self._system(right).unflatten(1, (-1, 3)).transpose(0, 1).to(features)
         if index is None:
             return points + (self._centre.to(points) - points.mean(1, keepdim=True))
         shift = places - points[:, index]
@@ -177,6 +184,11 @@ class AcapCodec:
                 )
         return index, places
 
+    def _on(self, device: torch.device) -> fused.Tables:
+        if device not in self._tables:
+            self._tables[device] = next(iter(self._tables.values())).to(device)
+        return self._tables[device]
+
     def _of_normals(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "V3 B3"]:
         summed = self._face_sum(_columns(face_normals(vertices, self.connectivity.faces.to(vertices.device), False)))
         unit = normalize(summed.unflatten(1, (-1, 3)), dim=-1)
@@ -212,8 +224,11 @@ class Operators:
         rows = 3 * i[:, None] + np.arange(3)
         columns = np.broadcast_to(i[:, None], rows.shape), np.broadcast_to(j[:, None], rows.shape)
         self.affine = _assemble([(rows, columns[0], response), (rows, columns[1], -response)], (3 * count, count))
+        ring = fused.Ring.of(i, j, response, count)
         i, j, weight = _both_ways(mesh.links, mesh.link_weights)
         self.right_side = edge_sums(i, j, weight / 2, q)
+        links = fused.Ring.of(i, j, weight[:, None] / 2 * (q[i] - q[j]), count)
+        self.tables = fused.Tables(ring, fused.Fan.of(mesh.faces, count), self.normal_response, links)
         self.laplacian = _assemble([(i, i, weight), (i, j, -weight)], (count, count))
 
     def grounded(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -226,6 +241,11 @@ class Operators:
         ground = np.zeros(matrix.shape[0])
         ground[first] = matrix.diagonal().mean()
         return (matrix + sparse.diags(ground)).tocsr()
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether a gradient is asked for, which the fused passes do not give."""
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def edge_sums(i: np.ndarray, j: np.ndarray, weight: np.ndarray, q: np.ndarray) -> sparse.csr_matrix:

@@ -73,25 +73,11 @@ class Connectivity:
         return self.pieces == 1 or len(self.bridges) > 0
 
     @cached_property
-    def one_ring(self) -> tuple[Int[Tensor, "V N"], Float[Tensor, "V N"]]:
-        """Each vertex's neighbours, padded by the vertex itself, and their cotangent weights, padded by 0."""
-        return self._ring(self.edges, self.edge_weights)
-
-    @cached_property
-    def linked(self) -> tuple[Int[Tensor, "V N"], Float[Tensor, "V N"]]:
-        """Like `one_ring`, over edges and bridges, with weights of 1."""
-        return self._ring(self.links, torch.ones(len(self.links), dtype=torch.float64))
-
-    def _ring(self, pairs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        start, end = torch.cat([pairs, pairs.flip(1)]).T
-        order = start.argsort(stable=True)
-        start, end, weights = start[order], end[order], weights.repeat(2)[order]
-        degree = torch.bincount(start, minlength=self.vertex_count)
-        place = torch.arange(len(start)) - (degree.cumsum(0) - degree)[start]
-        neighbours = torch.arange(self.vertex_count)[:, None].repeat(1, int(degree.max()))
-        padded = torch.zeros(neighbours.shape, dtype=torch.float64)
-        neighbours[start, place], padded[start, place] = end, weights
-        return neighbours, padded
+    def linked(self) -> tuple[Int[Tensor, " V"], Int[Tensor, " H"]]:
+        """Each vertex's neighbours over edges and bridges, one vertex's after the other's: ends, neighbours; int32."""
+        start, end = torch.cat([self.links, self.links.flip(1)]).T
+        ends = torch.bincount(start, minlength=self.vertex_count).cumsum(0)
+        return ends.int(), end[start.argsort(stable=True)].int()
 
     @cached_property
     def tree(self) -> tuple[Int[Tensor, " V"], Int[Tensor, " V"], tuple[int, ...]]:

@@ -15,20 +15,19 @@ The roots of the tree keep an angle of at most pi: meshes are best aligned with 
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon_acap.features.connectivity import Connectivity
+from recon_acap.features.fused import launch_over
+from recon_acap.features.turning import BUCKETS, turning_kernels
 
 TURN = 2 * math.pi
-ROUNDS = 30
-"""Most rounds of turning vertices; they end as soon as nothing is gained."""
+LIMIT = math.pi * (1 + 1e-5)
+"""Radians from which a turn at one end brings a link's ends nearer. A little over pi: at exactly half a turn either
+choice is as good."""
 
 
 class Consistency:
@@ -47,7 +46,7 @@ class Consistency:
         phase, axis = tables.along_tree(angle.T, axis.transpose(0, 1))
         strained = tables.strained(phase, axis).any(0).nonzero().squeeze(1)
         if len(strained):
-            phase[:, strained] = tables.repaired(angle.T[:, strained], axis[:, strained])
+            phase[:, strained] = tables.repaired(phase[:, strained], axis[:, strained])
         return (axis * phase[..., None]).transpose(0, 1)
 
     def strained(self, vectors: Float[Tensor, "B V 3"]) -> Bool[Tensor, "B L"]:
@@ -71,20 +70,21 @@ class _Tables:
     def __init__(self, connectivity: Connectivity, device: torch.device) -> None:
         self.connectivity = connectivity
         self.device = device
-        self.links = connectivity.links.to(device)
+        self.links = connectivity.links.int().to(device)
         order, parent, self.ends = connectivity.tree
         self.order, self.parent = order.to(device), parent.to(device)
         self.place = order.argsort().to(device)
-
-    @cached_property
-    def neighbours(self) -> tuple[Int[Tensor, "V N"], Float[Tensor, "V N"]]:
-        table, present = self.connectivity.linked
-        return table.to(self.device), present.to(self.device)
+        self.one_by_one = tuple(x.int().to(device) for x in (order, order[parent]))
+        self.ring = tuple(x.to(device) for x in connectivity.linked)
 
     def along_tree(
         self, angle: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]
     ) -> tuple[Float[Tensor, "V B"], Float[Tensor, "V B 3"]]:
         """Angles with their turns, and axes with the undefined ones filled in from the tree."""
+        if not axis.is_cuda:
+            phase, axis = (x.clone(memory_format=torch.contiguous_format) for x in (angle, axis))
+            launch_over(turning_kernels(phase.dtype).along_tree, (phase.shape[1],), (phase, axis, *self.one_by_one))
+            return phase, axis
         axis = axis[self.order]
         undefined = (axis == 0).all(-1)
         if undefined.any():
@@ -105,74 +105,22 @@ class _Tables:
         return axis.gather(0, source[..., None].expand_as(axis))
 
     def strained(self, phase: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]) -> Bool[Tensor, "L B"]:
-        one, two = self.links.T
-        far = phase.abs()
-        out = far[one] + far[two] > math.pi
-        link, mesh = out.nonzero().T
-        if len(link):
-            a, b = one[link], two[link]
-            cosine = (axis[a, mesh] * axis[b, mesh]).sum(-1)
-            first, second = phase[a, mesh], phase[b, mesh]
-            # A little over pi: at exactly half a turn either choice is as good.
-            gap = torch.maximum((cosine * second - first).abs(), (cosine * first - second).abs())
-            out[link, mesh] = gap > math.pi * (1 + 1e-5)
+        out = torch.zeros(len(self.links), phase.shape[1], dtype=torch.bool, device=self.device)
+        launch_over(turning_kernels(phase.dtype).strained, out.shape, (phase, axis, self.links, LIMIT, out))
         return out
 
-    def repaired(self, angle: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]) -> Float[Tensor, "V B"]:
-        """Phases along the tree that crosses folds last, then vertices turned while the sum of squares falls."""
-        return self._turn_vertices(angle, self._along_smoothest(angle, axis), axis)
-
-    def _along_smoothest(self, angle: Tensor, axis: Tensor) -> Float[Tensor, "V B"]:
-        """Follow each mesh's own minimum spanning tree, whose links join the rotations nearest to each other."""
-        q = torch.cat([(angle / 2).cos()[..., None], (angle / 2).sin()[..., None] * axis], -1)
-        one, two = self.links.T
-        # A link of weight 0 would be none to scipy.
-        apart = 1 - (q[one] * q[two]).sum(-1).abs() + 1e-6
-        parent = torch.from_numpy(self._spanning_trees(apart.cpu().numpy())).to(self.device)
-        flat, axes = angle.reshape(-1), axis.reshape(-1, 3)
-        sign = torch.where((axes * axes[parent]).sum(-1) < 0, -1.0, 1.0).to(flat)
-        turns = ((sign * flat[parent] - flat) / TURN).round()
-        # turns_i = sign_i turns_parent + step_i is followed up the tree by as many links each time as so far.
-        while (parent != parent[parent]).any():
-            turns = sign * turns[parent] + turns
-            sign, parent = sign * sign[parent], parent[parent]
-        return (flat + TURN * turns).view_as(angle)
-
-    def _spanning_trees(self, weight: np.ndarray) -> np.ndarray:
-        """Parents in the minimum spanning trees of B meshes, by place in (V, B); a root is its own. weight: (L, B)."""
-        meshes, vertices = weight.shape[1], len(self.order)
-        ends = self.links.cpu().numpy()[:, None] * meshes + np.arange(meshes)[:, None]
-        roots = self.order[: self.ends[0]].cpu().numpy()[:, None] * meshes + np.arange(meshes)
-        count = vertices * meshes
-        # One more node joins the roots, so that one tree spans all meshes.
-        row = np.concatenate([ends[..., 0].reshape(-1), roots.reshape(-1)])
-        column = np.concatenate([ends[..., 1].reshape(-1), np.full(roots.size, count)])
-        values = np.concatenate([weight.reshape(-1), np.full(roots.size, 1e-9)])
-        tree = minimum_spanning_tree(coo_matrix((values, (row, column)), (count + 1, count + 1)))
-        parent = breadth_first_order(tree, count, directed=False)[1][:count]
-        return np.where(parent == count, np.arange(count), parent).astype(np.int64)
-
-    def _turn_vertices(self, angle: Tensor, phase: Tensor, axis: Tensor) -> Float[Tensor, "V B"]:
-        table, present = self.neighbours
-        present = present.to(phase)
-        for _ in range(ROUNDS):
-            link, mesh = self.strained(phase, axis).nonzero().T
-            key = (self.links[link] * phase.shape[1] + mesh[:, None]).unique()
-            vertex, mesh = key // phase.shape[1], key % phase.shape[1]
-            ring, weight = table[vertex], present[vertex]
-            # The sum over a vertex's links is least at `best`, and grows with the square of the distance from it.
-            along = (axis[ring, mesh[:, None]] * axis[vertex, mesh][:, None]).sum(-1)
-            best = (weight * along * phase[ring, mesh[:, None]]).sum(1) / weight.sum(1)
-            own, plain = phase[vertex, mesh], angle[vertex, mesh]
-            wanted = plain + TURN * ((best - plain) / TURN).round()
-            gain = weight.sum(1) * ((own - best) ** 2 - (wanted - best) ** 2)
-            # Neighbours must not move at once: of those that gain, the ones that gain most around them.
-            gains = torch.zeros_like(phase)
-            gains[vertex, mesh] = gain
-            rival = torch.where(weight > 0, gains[ring, mesh[:, None]], 0)
-            foremost = (rival < gain[:, None]) | ((rival == gain[:, None]) & (ring > vertex[:, None])) | (weight == 0)
-            move = (gain > 1e-6) & foremost.all(1)
-            if not move.any():
-                break
-            phase[vertex[move], mesh[move]] = wanted[move]
+    def repaired(self, phase: Float[Tensor, "V B"], axis: Float[Tensor, "V B 3"]) -> Float[Tensor, "V B"]:
+        """Phases along a tree that crosses folds last, then vertices turned while the sum of squares falls. phase:
+        along the breadth-first tree."""
+        kernels = turning_kernels(phase.dtype)
+        vertices, meshes = phase.shape
+        phase, axis = phase.clone(memory_format=torch.contiguous_format), axis.contiguous()
+        table = lambda width: torch.zeros(meshes, width, dtype=torch.int32, device=self.device)  # noqa: E731
+        links = len(self.links)
+        forest = tuple(table(vertices) for _ in range(4))
+        launch_over(kernels.parts, (meshes,), (axis, *self.one_by_one, *forest, phase))
+        sorting = (self.links, table(links), table(BUCKETS + 1), table(links))
+        launch_over(kernels.joined, (meshes,), (axis, *sorting, *forest, phase))
+        launch_over(kernels.turned, (meshes,), (*self.one_by_one, *forest, phase))
+        launch_over(kernels.settle, (meshes,), (axis, self.links, *self.ring, LIMIT, phase))
         return phase

@@ -10,14 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_acap.features.polar import nearest_rotation
-from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_quaternion, skew
-
-UPPER = (0, 1, 2, 4, 5, 8)
-"""Where the stretch's numbers (xx, xy, xz, yy, yz, zz) lie in a row-major 3 x 3 matrix."""
-
-NO_ROTATION = {torch.float32: 2e-6, torch.float64: 1e-8}
-"""Sine of half the angle of a rotation that counts as none."""
+from recon_acap.features.fused import UPPER, split
+from recon_core.geometry.rotations import axis_angle_to_matrix, skew
 
 Choice = Callable[[Float[Tensor, "B V"], Float[Tensor, "B V 3"]], Float[Tensor, "B V 3"]]
 """Chooses among the axis-angle vectors of each rotation, given by angle and axis (zeros where it has none)."""
@@ -46,24 +40,17 @@ def stretch(features: Float[Tensor, "B V 9"]) -> Float[Tensor, "B V 3 3"]:
 class _Features(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, T: Tensor, choose: Choice) -> Tensor:
-        flat = T.reshape(-1, 3, 3)
-        R = nearest_rotation(flat)
-        S = R.mT @ flat
-        S = (S + S.mT) / 2
-        q = matrix_to_quaternion(R)
-        sine = q[:, 1:].norm(dim=-1)
-        angle = 2 * torch.atan2(sine, q[:, 0])
-        # So near to no rotation the axis is rounding error; a neighbour's does as well.
-        none = (sine < NO_ROTATION[T.dtype])[:, None]
-        axis = torch.where(none, 0, q[:, 1:] / torch.where(none, 1, sine[:, None]))
-        r = choose(angle.view(T.shape[:2]), axis.view(*T.shape[:2], 3))
-        ctx.save_for_backward(R.view_as(T), S.view_as(T), r)
-        return torch.cat([r, S.flatten(1)[:, list(UPPER)].view(*T.shape[:2], 6)], -1)
+        found = split(T.reshape(-1, 3, 3))
+        r = choose(found.angle.view(T.shape[:2]), found.axis.view(*T.shape[:2], 3))
+        features = torch.cat([r, found.stretch.view(*T.shape[:2], 6)], -1)
+        ctx.save_for_backward(found.rotation.view_as(T), features)
+        return features
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """With R' = R [w]x: R^T T' = [w]x S + S', so (tr S - S) w = axial(R^T T'), and r' = J(r)^-1 w."""
-        R, S, r = ctx.saved_tensors
+        R, features = ctx.saved_tensors
+        S, r = stretch(features), features[..., :3]
         of_stretch = grad.new_zeros(*grad.shape[:-1], 9)
         of_stretch[..., list(UPPER)] = grad[..., 3:]
         of_stretch = of_stretch.unflatten(-1, (3, 3))
