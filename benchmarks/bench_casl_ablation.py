@@ -4,7 +4,7 @@
 
 Each run is a `recon train` of `--steps` steps of 16 photos; the settings of `COMMON` differ from the defaults so that
 the prototype moves within so few epochs. Runs and what was measured of them stay in `--output`: a second call goes on
-where the first stopped, and measures what is trained already only with `--measure-again`.
+where the first stopped. `--measure-again` only measures what is trained.
 """
 
 from __future__ import annotations
@@ -77,15 +77,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/casl-ablation"))
     parser.add_argument("--steps", type=int, default=282, help="of 16 photos; 47 are an epoch of ccp")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--measure-again", action="store_true", help="measure runs that are measured already too")
+    parser.add_argument("--measure-again", action="store_true", help="train none, measure all that are trained")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         raise SystemExit(f"{arguments.data}: no such folder; name one with --data")
     for seed in range(arguments.seeds):  # seeds first, so that a part of the runs compares all variants
         for variant in VARIANTS:
             run = folder_of(arguments.output, variant, seed)
-            if not (run / "weights.safetensors").exists():
+            if not (arguments.measure_again or (run / "weights.safetensors").exists()):
                 train(variant, seed, arguments.data, arguments.steps, run)
+            if not (run / "weights.safetensors").exists():
+                continue
             if arguments.measure_again or not (run / "measured.json").exists():
                 (run / "measured.json").write_text(json.dumps(measure(variant, arguments.data, run)))
     print(table(arguments.output, arguments.seeds))

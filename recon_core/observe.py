@@ -44,7 +44,7 @@ def observe(
     if missing := sorted({"mask", "keypoints"} & set(needed) - wanted):
         raise UsageError(
             f"the method reads the {' and '.join(missing)} of each subject, which were not given: "
-            "use a detector that finds them, or --keypoints FILE"
+            "use a detector that finds them, --mask FILE or --keypoints FILE"
         )
     if "keypoints" in wanted:
         observation = dataclasses.replace(observation, keypoints=_keypoints(photo, detections))

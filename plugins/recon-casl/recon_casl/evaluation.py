@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from recon_casl.method import CASL
 from recon_casl.model import Attributes
-from recon_core.frechet import PictureFeatures
+from recon_core.frechet import PictureFeatures, frechet_distance
 from recon_core.metrics import mask_iou, structural_similarity
 from recon_std.readers.masks import MaskedPhotosDataset
 
@@ -40,9 +40,12 @@ class Evaluation:
 
     def distances(self, features: PictureFeatures) -> dict[str, float]:
         """Frechet distances of the three sets of drawings from the photos (columns 3 to 5 of table 4)."""
-        real = self.photos
+        real = features.of(self.photos)
         sets = {"recon": self.drawn, "novel": self.novel, "90": self.sideways}
-        return {f"{features.metric} {name}": features.distance(pictures, real) for name, pictures in sets.items()}
+        return {
+            f"{features.metric} {name}": frechet_distance(features.of(pictures), real)
+            for name, pictures in sets.items()
+        }
 
 
 @torch.no_grad()
