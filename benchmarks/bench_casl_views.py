@@ -99,18 +99,18 @@ def cameras(
     method: CASL, data: Path, split: str, category: str
 ) -> tuple[list[str], dict[str, tuple[Float[Tensor, "N 3"], float]]]:
     """Names of the photos; where the cameras found stand, and how far their azimuths spread (0: one for all, 1: all
-    around): as the encoder reads them, and as the prototype's outline matches the mask best."""
+    around): as the encoder reads them, and as the method gives them, after a look at the outlines."""
     settings = MaskedPhotosDataset.Config(
         split=split, only=f"{category}/*", crop_size=method.config.side, augment=False
     )  # type: ignore[arg-type]
     dataset = MaskedPhotosDataset(data, settings)
     cut = torch.stack([torch.cat([item["image"] * item["mask"], item["mask"]]) for item in dataset])
     tried = grid(*method.config.hypotheses, method.config.elevations)
-    ways: dict[str, list[View]] = {"read": [], "matched": []}
+    ways: dict[str, list[View]] = {"encoder": [], "with outlines": []}
     for part in cut.split(32):
         view = method.model.encode(part).view
-        ways["read"].append(view)
-        ways["matched"].append(likelier(method.model, method.renderer, view, part[:, 3:], tried))
+        ways["encoder"].append(view)
+        ways["with outlines"].append(likelier(method.model, method.renderer, view, part[:, 3:], tried))
     found = {}
     for way, views in ways.items():
         azimuth, elevation = (torch.cat([getattr(v, name) for v in views]) for name in ("azimuth_degrees", "elevation"))
@@ -130,13 +130,14 @@ def measure(category: str, data: Path, run: Path, template: Path) -> dict[str, d
 
     seen = {split: cameras(method, data, split, category) for split in ("val", "all")}
     results = {}
-    for way in ("read", "matched"):
+    for way in ("encoder", "with outlines"):
         ids, found = seen["all"]
         turn = turned_by(azimuths_apart(found[way][0], true(ids)))
         for split, (ids, found) in seen.items():
             directions, spread = found[way]
             results[f"{split}, {way}"] = {**compare(directions, true(ids), turn), "spread of azimuths": spread}
-    results["val, read"]["mask_iou"] = float(evaluate(method, data, "val", f"{category}/*").values["mask_iou"].mean())
+    drawn = evaluate(method, data, "val", f"{category}/*").values
+    results["val, with outlines"]["mask_iou"] = float(drawn["mask_iou"].mean())
     return results
 
 
@@ -159,7 +160,7 @@ def main() -> None:
         results = measure(category, arguments.data, run, template)
         (run / "measured.json").write_text(json.dumps(results))
         for split, row in results.items():
-            print(f"{category:6} {split:12}" + "".join(f"  {name} {value:.2f}" for name, value in row.items()))
+            print(f"{category:6} {split:18}" + "".join(f"  {name} {value:.2f}" for name, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Cameras all around tried in training, for things that are seen from everywhere.
+"""Cameras all around, tried for things that are seen from everywhere.
 
 Where the camera stands and what the thing looks like explain each other: cameras that all begin in front stay there,
 and every photo gets a shape of its own. So the prototype's outline is compared with the mask from a grid of views, and
-a photo whose mask another view explains better is drawn from there, while the camera encoder is pulled to it.
+a photo whose mask another view explains better is drawn from there; in training the camera encoder is pulled to it.
 """
 
 from __future__ import annotations

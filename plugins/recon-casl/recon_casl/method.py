@@ -40,7 +40,8 @@ class CASLConfig(Settings):
     """Settings of the networks and of their training."""
 
     weights: str | None = None
-    """A weights.safetensors of `recon train --method casl`; None is those that ship."""
+    """A weights.safetensors of `recon train --method casl`, or "published" or "published-cub": the authors', once `recon
+    assets add` has them (docs/checkpoints.md). None is those that ship."""
     side: Literal[64, 128] = 64
     """Pixels a side of the pictures that the encoders read, and of the crops they learn from (masks.crop_size)."""
     width: int = Field(24, ge=8, le=128)
@@ -60,7 +61,7 @@ class CASLConfig(Settings):
     elevations: tuple[float, float] = (-25.0, 25.0)
     """Degrees between which the camera stands; the default is the published one for people."""
     hypotheses: tuple[int, int] = (1, 1)
-    """Azimuths and elevations tried in training for each photo; for things that are seen from everywhere."""
+    """Azimuths and elevations tried for each photo; for things that are seen from everywhere."""
     integration: bool = True
     """The integration module; without it shape and camera see the global feature only ("No IM")."""
     encoder_loop: bool = True
@@ -114,6 +115,10 @@ class CASL(Method):
     @classmethod
     def from_assets(cls, config: CASLConfig, assets: Assets, body_model: BodyModel | None = None) -> CASL:  # type: ignore[override]
         """With the shipped weights, or those that `config.weights` names. Raises AssetError when they do not fit."""
+        if config.weights in ("published", "published-cub"):
+            from recon_casl.published.method import PublishedCASL
+
+            return PublishedCASL.from_assets(config, assets)
         path = Path(config.weights) if config.weights else assets.find(WEIGHTS)
         method = cls(config, body_model)
         try:
@@ -165,6 +170,11 @@ class CASL(Method):
 
     def _seen(self, observation: Observation) -> tuple[Attributes, dict[str, Tensor]]:
         """`explain` what is seen. Raises EvidenceError where it shows nothing."""
+        return self.explain(self._cut(observation))
+
+    @staticmethod
+    def _cut(observation: Observation) -> Float[Tensor, "B 4 S S"]:
+        """The photo on black, and the mask. Raises EvidenceError where they show nothing."""
         if observation.image is None or observation.mask is None or observation.to_crop is None:
             raise EvidenceError("casl reads the photo and its mask: the observation has no crop of them")
         cut = torch.cat([observation.image * observation.mask, observation.mask], 1)
@@ -172,7 +182,7 @@ class CASL(Method):
             raise EvidenceError("casl: the mask of a subject is empty; give the mask of the thing, or another --box")
         if bool((cut[:, :3].amax((1, 2, 3)) < _BLACK).any()):
             raise EvidenceError("casl: the photo is black within the mask of a subject; there is no colour to take")
-        return self.explain(cut)
+        return cut
 
     @torch.no_grad()
     def explain(self, cut: Float[Tensor, "B 4 S S"]) -> tuple[Attributes, dict[str, Tensor]]:
@@ -195,7 +205,7 @@ class CASL(Method):
     def read(self, cut: Float[Tensor, "B 4 S S"]) -> Attributes:
         """The attributes of photos on black, with their masks, of any size; colours are taken at that size."""
         small = self.reduced(cut)
-        found = self.model.encode(small)
+        found, _ = self._from_elsewhere(self.model.encode(small), small[:, 3:])
         return dataclasses.replace(found, texture=texture(cut, self.model.texture.flow(small)))
 
     def reduced(self, cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 4 s s"]:

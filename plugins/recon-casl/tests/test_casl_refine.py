@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from recon_casl.evaluation import Evaluation, seen
 from recon_casl.hypotheses import grid, likelier, moved_to, outlines, pull
@@ -13,6 +14,7 @@ from recon_casl.refine import overlap, refined
 from recon_casl.view import View
 from recon_core.assets import assets
 from recon_core.frechet import PictureFeatures
+from recon_core.metrics import mask_iou
 from recon_std.readers.masks import MaskedPhotosDataset
 
 CCP = Path(__file__).parents[4] / "shared" / "data" / "ccp"
@@ -103,6 +105,20 @@ def test_the_view_that_explains_the_mask_is_found(long):
     torch.testing.assert_close(again, mask)
     kept = likelier(long.model, long.renderer, there, mask, tried)
     torch.testing.assert_close(kept.azimuth, there.azimuth)
+
+
+def test_a_method_that_tries_views_reads_the_one_that_explains_the_mask(long):
+    tried = grid(8, 1, (-25.0, 25.0))
+    mask = interpolate(outlines(long.model, long.renderer, tried), (64, 64))
+    cut = torch.cat([mask.expand(-1, 3, -1, -1), mask], 1)
+    config = CASLConfig(width=8, texture_size=16, hypotheses=(8, 1))
+    trying = CASL(config).eval()
+    trying.load_state_dict(long.state_dict())
+    ahead, found = long.read(cut).view, trying.read(cut).view
+    assert ahead.azimuth_degrees.abs().max() < 45
+    again = outlines(long.model, long.renderer, found)
+    assert (mask_iou(again, interpolate(mask, (32, 32))) > 0.9).all()
+    assert found.azimuth_degrees.abs().max() > 100
 
 
 def test_outlines_fill_their_pictures(long):
