@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, interpolate, max_pool2d, normalize
+from torch.nn.functional import conv2d, grid_sample, interpolate, max_pool2d, normalize
 
 from recon_casl.template import straight_flow
 from recon_casl.view import FOCAL, View
@@ -60,22 +60,35 @@ class Integration(nn.Module):
 
     def __init__(self, channels: list[int], enabled: bool) -> None:
         super().__init__()
-        self.enabled = enabled
-        self.channels = channels[-1] + (2 * sum(channels[-2:]) if enabled else 0) + 3
+        self.local = channels[-2:] if enabled else []
+        self.everywhere = channels[-1]
+        self.channels = self.everywhere + 3 + 2 * sum(self.local)
 
     def forward(
-        self, levels: list[Tensor], vertices: Float[Tensor, "V 3"], laplacian: Float[Tensor, "V V"]
+        self,
+        layer: nn.Linear,
+        levels: list[Tensor],
+        vertices: Float[Tensor, "V 3"],
+        laplacian: Float[Tensor, "V V"],
     ) -> Float[Tensor, "B V C"]:
-        everywhere = levels[-1].mean((2, 3))[:, None].expand(-1, len(vertices), -1)
-        parts = [everywhere, vertices.expand(len(everywhere), -1, -1)]
-        if self.enabled:
-            at = vertices[:, :2] * vertices.new_tensor([1.0, -1.0]) * (FOCAL / USUAL_DISTANCE)
-            grid = at.expand(len(everywhere), 1, -1, -1)
-            local = torch.cat(
-                [grid_sample(x, grid, align_corners=False, padding_mode="border")[:, :, 0] for x in levels[-2:]], 1
-            ).transpose(1, 2)
-            parts += [local, apply_sparse(laplacian, local)]
-        return torch.cat(parts, 2)
+        """`layer` of the `channels` features of each vertex: global feature, place, local features, and their change.
+
+        The layer goes before the sampling, which is linear too: maps have fewer pixels than the template vertices.
+        """
+        widths = [self.everywhere, 3] + ([sum(self.local)] * 2 if self.local else [])
+        everywhere, place, *local = layer.weight.split(widths, 1)
+        y = (levels[-1].mean((2, 3)) @ everywhere.T)[:, None] + (vertices @ place.T + layer.bias)
+        if not local:
+            return y
+        at = vertices[:, :2] * vertices.new_tensor([1.0, -1.0]) * (FOCAL / USUAL_DISTANCE)
+        grid = at.expand(len(y), 1, -1, -1)
+        kernels = torch.cat(local)[..., None, None].split(self.local, 1)
+        sampled = [
+            grid_sample(conv2d(x, kernel), grid, align_corners=False, padding_mode="border")[:, :, 0]
+            for x, kernel in zip(levels[-2:], kernels, strict=True)
+        ]
+        own, change = (sampled[0] + sampled[1]).transpose(1, 2).chunk(2, 2)
+        return y + own + apply_sparse(laplacian, change)
 
 
 class ShapeEncoder(nn.Module):
@@ -95,7 +108,11 @@ class ShapeEncoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "B 4 S S"], vertices: Float[Tensor, "V 3"], laplacian: Float[Tensor, "V V"]
     ) -> Float[Tensor, "B V 3"]:
-        offset = 0.5 * torch.tanh(self.out(self.head(self.integration(self.trunk(x), vertices, laplacian))))
+        first, *rest = self.head
+        y = self.integration(first, self.trunk(x), vertices, laplacian)
+        for layer in rest:
+            y = layer(y)
+        offset = 0.5 * torch.tanh(self.out(y))
         return offset - offset.mean(1, keepdim=True)
 
 
@@ -121,7 +138,7 @@ class CameraEncoder(nn.Module):
         self, x: Float[Tensor, "B 4 S S"], vertices: Float[Tensor, "V 3"], laplacian: Float[Tensor, "V V"]
     ) -> View:
         levels = self.trunk(x)
-        local = self.local(self.integration(levels, vertices, laplacian)).mean(1)
+        local = self.local[1](self.integration(self.local[0], levels, vertices, laplacian)).mean(1)
         raw = self.head(torch.cat([levels[-1].mean((2, 3)), local], 1))
         distance = NEAREST + (FARTHEST - NEAREST) * torch.sigmoid(raw[:, 0])
         ahead = raw.new_tensor([1.0, 0.0])

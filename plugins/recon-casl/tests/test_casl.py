@@ -6,16 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import grid_sample
 
 from recon_casl.method import CASL, CASLConfig
 from recon_casl.model import ATTRIBUTES, Attributes
-from recon_casl.networks import grown
+from recon_casl.networks import Integration, grown
 from recon_casl.prototype import EpochMeans, moved, watch
 from recon_casl.template import ellipsoid_template, template
 from recon_casl.view import View
 from recon_core.errors import EvidenceError, TrainingError, UsageError
 from recon_core.geometry.cameras import crop_affine, transform_points
 from recon_core.geometry.primitives import icosphere
+from recon_core.geometry.topology import apply_sparse, uniform_laplacian
 from recon_core.rendering import sample_texture
 from recon_core.structures import Camera, Observation
 
@@ -103,6 +105,22 @@ def test_beyond_the_mask_is_the_colour_of_the_rim_at_that_height():
     torch.testing.assert_close(colours[5, 10:], torch.full((6,), 0.5 + 0.10))
     torch.testing.assert_close(colours[0], colours[3])  # above it, its first row inside the rim
     torch.testing.assert_close(colours[11], colours[8])
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_integration_module_is_a_layer_of_features_at_the_projected_vertices(enabled):
+    torch.manual_seed(0)
+    levels = [torch.randn(2, c, s, s, dtype=torch.float64) for c, s in ((4, 16), (6, 8), (8, 4))]
+    vertices = ellipsoid_template().vertices.double()
+    laplacian = uniform_laplacian(ellipsoid_template().faces, len(vertices), torch.float64)
+    module = Integration([4, 6, 8], enabled)
+    layer = torch.nn.Linear(module.channels, 5).double()
+    at = (vertices[:, :2] * torch.tensor([2.5 / 2.6, -2.5 / 2.6])).expand(2, 1, -1, -1)
+    local = [grid_sample(x, at, align_corners=False, padding_mode="border")[:, :, 0].mT for x in levels[1:]]
+    features = [levels[-1].mean((2, 3))[:, None].expand(-1, len(vertices), -1), vertices.expand(2, -1, -1)]
+    if enabled:
+        features += [torch.cat(local, 2), apply_sparse(laplacian, torch.cat(local, 2))]
+    torch.testing.assert_close(module(layer, levels, vertices, laplacian), layer(torch.cat(features, 2)))
 
 
 # -- use
