@@ -60,6 +60,13 @@ class PublishedImporter(ABC):
     def published_name(self, name: str) -> str:
         """What the published file calls the module's entry `name`."""
 
+    def beside(self, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """Tensors and settings that the authors give in files beside `path`, to be kept with the weights.
+
+        Raises AssetError for one that is missing or wrong.
+        """
+        return {}, {}
+
     def matches(self, path: Path) -> bool:
         """Whether the file is this network's, by the names in it.
 
@@ -83,11 +90,14 @@ class PublishedImporter(ABC):
             tensors = {own: self._value(path, name, entries.get(name), value) for own, (name, value) in wanted.items()}
             known = {name for name, _ in wanted.values()} | self.constants.keys()
             extra = [name for name in entries if name not in known and not self.idle.fullmatch(name)]
+        more, settings = self.beside(path)
+        tensors |= more
         place = folder / f"{self.asset}.safetensors"
         from safetensors.torch import save
 
         about = {
             **self.settings,
+            **settings,
             "title": self.title,
             "origin": self.origin,
             "licence": self.licence,

@@ -40,8 +40,8 @@ class CASLConfig(Settings):
     """Settings of the networks and of their training."""
 
     weights: str | None = None
-    """A weights.safetensors of `recon train --method casl`, or "published" or "published-cub": the authors', once `recon
-    assets add` has them (docs/checkpoints.md). None is those that ship."""
+    """A weights.safetensors of `recon train --method casl`; None is those that ship. "published" and "published-cub"
+    are the authors', once `recon assets add` has them (docs/checkpoints.md)."""
     side: Literal[64, 128] = 64
     """Pixels a side of the pictures that the encoders read, and of the crops they learn from (masks.crop_size)."""
     width: int = Field(24, ge=8, le=128)

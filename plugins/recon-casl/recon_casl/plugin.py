@@ -13,3 +13,5 @@ def recon_register(register: Registrar) -> None:
         "recon_casl.method:CASL",
         summary="a textured mesh of a clothed person or a thing, from photo and mask",
     )
+    register.importer("casl", "recon_casl.convert:CASLImporter", summary="CASL's published checkpoint, for people")
+    register.importer("casl-cub", "recon_casl.convert:BirdsImporter", summary="CASL's published checkpoint, for birds")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -56,7 +57,12 @@ class _Exchange(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         levels = [branch(x) for branch, x in zip(self.branches, levels, strict=True)]
-        return [relu(sum(path(x) for path, x in zip(row, levels, strict=True))) for row in self.fuse_layers]
+        return [relu(self._sum(row, levels)) for row in self.fuse_layers]
+
+    @staticmethod
+    def _sum(row: nn.Module, levels: list[Tensor]) -> Tensor:
+        assert isinstance(row, nn.ModuleList)
+        return torch.stack([path(x) for path, x in zip(row, levels, strict=True)]).sum(0)
 
 
 class HRNet(nn.Module):

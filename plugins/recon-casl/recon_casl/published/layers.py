@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class Unit(nn.Module):
         norm: bool = True,
         active: bool = True,
         coordinates: bool = False,
-        padding: str = "zeros",
+        padding: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
         super().__init__()
         self.coordinates = coordinates

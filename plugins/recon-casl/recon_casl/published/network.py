@@ -16,9 +16,14 @@ from recon_casl.published.layers import Dilated, Halving, MixedPool, Residuals, 
 
 MEAN, STD = (0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 1.0)
 """Of red, green, blue and mask: the encoders normalise by themselves."""
-NEAREST, FARTHEST = 2.0, 6.0
-HIGHEST = 25.0
-"""Degrees: elevations lie within this."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What the camera encoder's numbers span: distances, and elevations in degrees. Defaults as published."""
+
+    distance: tuple[float, float] = (2.0, 6.0)
+    elevation: tuple[float, float] = (-25.0, 25.0)
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,10 @@ class Attended(nn.Module):
 class CameraEncoder(nn.Module):
     """Where the camera stands."""
 
-    def __init__(self, trunk: Plain | Attended) -> None:
+    def __init__(self, trunk: Plain | Attended, ranges: Ranges) -> None:
         super().__init__()
         self.encoder1 = trunk
+        self.ranges = ranges
         self.avgpool1, self.avgpool2 = MixedPool(2), MixedPool(2)
         self.linear1, self.linear2, self.linear3 = (
             nn.Sequential(nn.Linear(8 * trunk.channels, 128), nn.BatchNorm1d(128), nn.Dropout(0.2), nn.Linear(128, 2))
@@ -97,8 +103,10 @@ class CameraEncoder(nn.Module):
         both = torch.cat([self.avgpool1(features), self.avgpool2(local)], 1).flatten(1)
         far, around, offset = self.linear1(both), self.linear2(both), self.linear3(both)
         share = torch.sigmoid(far)
-        distance = NEAREST + (FARTHEST - NEAREST) * share[:, 0]
-        elevation = HIGHEST * (2 * share[:, 1] - 1)
+        distance, elevation = (
+            low + (high - low) * share[:, k]
+            for k, (low, high) in enumerate((self.ranges.distance, self.ranges.elevation))
+        )
         azimuth = -torch.atan2(around[:, 1], around[:, 0]) * (180 / math.pi)
         return azimuth, elevation, distance, torch.tanh(offset)
 
@@ -252,9 +260,9 @@ class PublishedEncoders(nn.Module):
 
     vertices = 642
 
-    def __init__(self, attended: bool = False) -> None:
+    def __init__(self, attended: bool = False, ranges: Ranges | None = None) -> None:
         super().__init__()
-        self.camera_enc = CameraEncoder(Attended(hrnet_w18_small(4)) if attended else Plain())
+        self.camera_enc = CameraEncoder(Attended(hrnet_w18_small(4)) if attended else Plain(), ranges or Ranges())
         self.shape_enc = ShapeEncoder(self.vertices)
         self.texture_enc = TextureEncoder()
         self.light_enc = LightEncoder()
@@ -268,11 +276,15 @@ class PublishedEncoders(nn.Module):
         x = (photos - mean) / std
         flow = self.texture_enc(x)
         front = grid_sample(photos[:, :3], flow.permute(0, 2, 3, 1), mode="bicubic", align_corners=True)
+        azimuth, elevation, distance, offset = self.camera_enc(x, template)
         return PublishedAttributes(
-            *self.camera_enc(x, template),
-            self.shape_enc(x, template, laplacian),
-            self.light_enc(x),
-            flow,
-            torch.cat([front, front.flip(2)], 2),
-            self.bg_enc(photos),
+            azimuth=azimuth,
+            elevation=elevation,
+            distance=distance,
+            offset=offset,
+            offsets=self.shape_enc(x, template, laplacian),
+            light=self.light_enc(x),
+            flow=flow,
+            texture=torch.cat([front, front.flip(2)], 2),
+            background=self.bg_enc(photos),
         )
