@@ -40,7 +40,7 @@ from recon_std.fitters.problem import Problem
 from recon_std.fitters.smplify import SmplifyFitter, SmplifySettings
 
 SKELETON, FOCAL, SIZE = "openpose25", 800.0, (640, 480)
-ONE_START = SmplifySettings(anchor=0, headings=1, starts=1)
+ONE_START = SmplifySettings(start="mean", headings=1, starts=1)
 SCENES = {"clean": {}, "2 px noise": {"pixels": 2.0}, "8 % outliers of 80 px": {"outliers": 0.08}}
 
 

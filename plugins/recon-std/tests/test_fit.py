@@ -213,8 +213,10 @@ def test_turning_the_world_turns_the_result(body, near, priors, photo):
         pose = torch.cat([(turn @ b.pose[:, :1]), b.pose[:, 1:]], 1)
         return BodyParameters(pose, b.betas, (b.translation + pelvis) @ turn.T + shift - pelvis)
 
-    here = SmplifyFitter().fit(photo, near, body, priors)
-    there = SmplifyFitter().fit(dataclasses.replace(photo, camera=moved_camera), moved(near, rest), body, priors)
+    # At the minimum: on the way there rounding decides.
+    fitter = SmplifyFitter(SmplifySettings(iterations=40, tolerance=1e-5))
+    here = fitter.fit(photo, near, body, priors)
+    there = fitter.fit(dataclasses.replace(photo, camera=moved_camera), moved(near, rest), body, priors)
     expected = body.joints(here.body) @ turn.T + shift
     torch.testing.assert_close(body.joints(there.body), expected, rtol=0, atol=5e-3)
 

@@ -94,6 +94,16 @@ def turned(angles: Float[Tensor, "... 3"]) -> tuple[Float[Tensor, "... 3 3"], Fl
     return _EYE.to(angles) + a * cross + b * square, _EYE.to(angles) + b * cross + c * square
 
 
+def turn(angles: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3 3"]:
+    """The exponential map alone."""
+    squared = (angles * angles).sum(-1)[..., None, None]
+    x = squared.clamp_min(1e-30).sqrt()
+    half = torch.sinc(x / (2 * torch.pi))
+    cross = (angles @ _GENERATORS.to(angles)).unflatten(-1, (3, 3))
+    square = angles[..., :, None] * angles[..., None, :] - squared * _EYE.to(angles)
+    return _EYE.to(angles) + torch.sinc(x / torch.pi) * cross + (0.5 * half * half) * square
+
+
 def pose(angles: Float[Tensor, "N 23 3"]) -> Pose:
     """Forward kinematics: rotations down the tree, and how each axis-angle number turns what hangs on it.
 

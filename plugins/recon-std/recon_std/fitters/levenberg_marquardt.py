@@ -29,6 +29,15 @@ class Minimum:
     iterations: Int[Tensor, " N"]
     converged: Bool[Tensor, " N"]
 
+    def with_rows(self, rows: Int[Tensor, " M"], later: Minimum) -> Minimum:
+        """Some rows taken from a minimum found later, of just these; their iterations added up."""
+        return Minimum(
+            with_rows(self.variables, rows, later.variables),
+            self.energy.index_copy(0, rows, later.energy),
+            self.iterations.index_add(0, rows, later.iterations),
+            self.converged.index_copy(0, rows, later.converged),
+        )
+
 
 def minimise(objective: Any, start: Any, iterations: int, tolerance: float, second_order: bool = False) -> Minimum:
     """Levenberg-Marquardt (Nocedal & Wright, Numerical Optimization, 2006, 10.3).
@@ -36,7 +45,8 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
     A step solves (D + P + lambda (P + F)) step = -gradient, D and P the curvature of data and priors: P knows which
     joints are stiff and which move together, F damps what no prior curves. A step
     is kept where the energy falls; lambda follows the ratio of the fall to the one promised (Nielsen 1999). A row has
-    converged when a kept step lowers the energy, or a refused one promised to lower it, by at most `tolerance` of it.
+    converged when a step promised to lower the energy by at most `tolerance` of it, and a kept one did no more: a step
+    that went too far and fell short of its promise is no sign of a minimum.
     Rows that have ended leave the batch, so the price of an iteration falls with the number of rows still moving.
 
     objective: an `Objective`, or anything with its matched, rematches, rows, evaluate and linearize; start: a dataclass
@@ -57,9 +67,12 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
         fall = energy - at.energy
         better = fall > 0
         lam = torch.where(better, lam * (1 - (2 * fall / promised - 1) ** 3).clamp(0.1, 2), lam * 8)
-        ended = (torch.where(better, fall, promised) <= tolerance * energy.abs()) | (lam >= LARGEST)
+        ended = (torch.fmax(fall, promised) <= tolerance * energy.abs()) | (lam >= LARGEST)
         lam = lam.clamp(SMALLEST, LARGEST)
-        variables, energy = where(better, tried, variables), torch.where(better, at.energy, energy)
+        if all_better := bool(better.all()):
+            variables, energy = tried, at.energy
+        else:
+            variables, energy = where(better, tried, variables), torch.where(better, at.energy, energy)
         found.iterations[rows] += 1
         left = (~ended).nonzero()[:, 0]
         if len(left) < len(rows) or count == iterations:
@@ -67,17 +80,19 @@ def minimise(objective: Any, start: Any, iterations: int, tolerance: float, seco
         if not len(left) or count == iterations:
             break
         settled = better & (fall <= SETTLED * energy) if second_order else torch.zeros_like(better)
-        refused = (~better[left]).nonzero()[:, 0]
-        kept = model[left[refused]]
+        refused = left[:0] if all_better else (~better[left]).nonzero()[:, 0]
+        kept = model[left[refused]] if len(refused) else None
         if objective.rematches:
             objective = objective.rows(left).matched(variables[left])
             at = objective.evaluate(variables[left])
             model = objective.linearize(at, settled[left])
-            energy = at.energy
+            energy = energy.index_copy(0, left, at.energy)
         else:
             objective, model = _of_rows(left, objective, at, settled)
-            model, energy = model.replaced(refused, kept), energy[left]
-        variables, lam, rows = variables[left], lam[left], rows[left]
+            if kept is not None:
+                model = model.replaced(refused, kept)
+        if len(left) < len(rows):
+            variables, lam, rows, energy = variables[left], lam[left], rows[left], energy[left]
     return found
 
 

@@ -64,8 +64,6 @@ class Quadratic(Batched):
 
     def replaced(self, rows: Tensor, other: Quadratic) -> Quadratic:
         """This, with some rows taken from another, which has just these."""
-        if not len(rows):
-            return self
         for name in ("gradient", "data", "prior", "floor"):
             getattr(self, name)[rows] = getattr(other, name)
         return self
@@ -190,7 +188,8 @@ class Objective:
         columns = v.columns - (0 if self.held is None else v.places)
         gradient = v.betas.new_zeros(len(v.betas), columns)
         data: Tensor | None = None
-        pulls = v.betas.new_zeros(len(v.betas), JOINTS, 3, 3)
+        late = settled.nonzero()[:, 0]
+        pulls = v.betas.new_zeros(len(v.betas), JOINTS, 3, 3) if len(late) else None
         for e, m in zip(self.evidence, at.measured, strict=True):
             r = m.residuals
             slopes = v.root.transpose(-1, -2)[:, :, None] @ r.jacobian
@@ -202,7 +201,7 @@ class Objective:
             gradient += (rows @ weighted.flatten(1)[..., None])[..., 0]
             own = (rows * weight[:, None]) @ rows.transpose(-1, -2)
             data = own if data is None else data + own
-            if self.held is None:
+            if pulls is not None:
                 pull = (weighted[..., None, :] * slopes).sum((1, 2))
                 pulls += (m.levers.flatten(1, 2) @ pull.transpose(-1, -2)).unflatten(1, (JOINTS, 3))
         prior = v.betas.new_zeros(len(v.betas), columns, columns)
@@ -211,9 +210,7 @@ class Objective:
         floor = data.diagonal(dim1=-2, dim2=-1) * 1e-2 + 1e-6
         if self.held is not None:
             return Quadratic(gradient, data, prior, floor)
-        if settled.all():
-            add_turning(data, pulls, at.pose, v.places)
-        elif len(late := settled.nonzero()[:, 0]):
+        if pulls is not None:
             data[late] = add_turning(data[late], pulls[late], at.pose[late], v.places)
         for p, (_, slope, curve) in zip(self.priors, at.quadratics, strict=True):
             some = p.slice(v)

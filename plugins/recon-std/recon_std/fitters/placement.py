@@ -28,10 +28,11 @@ def place(evidence: Sequence[Evidence], start: Variables, iterations: int, headi
         return start
     trusted = Objective([e.for_camera() for e in evidence])
     index = torch.arange(len(start.betas), device=start.betas.device).repeat_interleave(headings)
-    objective, turned = trusted.rows(index), _turned(start[index], headings)
-    for e in objective.evidence:
-        turned = _nearer(objective, turned, _closed_form(e, turned))
-    found = minimise(objective.holding(turned), turned, iterations, TOLERANCE)
+    turned = _turned(start[index], headings)
+    objective = trusted.rows(index).holding(turned)
+    for i in range(len(evidence)):
+        turned = _nearer(objective, turned, _closed_form(objective, i, turned))
+    found = minimise(objective, turned, iterations, TOLERANCE)
     best = found.energy.unflatten(0, (-1, headings)).argmin(1)
     return found.variables[best + torch.arange(len(best), device=best.device) * headings]
 
@@ -53,11 +54,10 @@ def _nearer(objective: Objective, a: Variables, b: Variables | None) -> Variable
     return where(energy_b <= energy_a, b, a)
 
 
-def _closed_form(e: Evidence, v: Variables) -> Variables | None:
-    """Where one kind of evidence alone would put the body, without iterating; None where it cannot say."""
-    held = Objective([e]).holding(v)
-    assert held.held is not None
-    relative = held.held[1][0][:, 0]
+def _closed_form(objective: Objective, i: int, v: Variables) -> Variables | None:
+    """Where one kind of evidence alone would put the held body, without iterating; None where it cannot say."""
+    assert objective.held is not None
+    e, relative = objective.evidence[i], objective.held[1][i][:, 0]
     points = v.points(relative, e.basis.mass, e.basis.root_joint(v.betas))
     N, V = v.root.shape[:2]
     if isinstance(e, ScanPoints):

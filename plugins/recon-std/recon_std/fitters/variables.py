@@ -12,7 +12,7 @@ from torch import Tensor
 from recon_core.errors import EvidenceError
 from recon_core.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, project_to_rotation
 from recon_core.structures import Batched, BodyParameters, Camera
-from recon_std.fitters.kinematics import turned
+from recon_std.fitters.kinematics import turn
 
 ANGLES = 69
 
@@ -48,7 +48,7 @@ class Variables(Batched):
     def moved(self, step: Float[Tensor, "N P"]) -> Variables:
         """After a step over all columns, or over the places' alone."""
         place = step[:, -6 * self.root.shape[1] :].unflatten(1, (-1, 6))
-        root = self.root @ turned(place[..., :3])[0]
+        root = self.root @ turn(place[..., :3])
         translation = self.translation + place[..., 3:]
         if step.shape[1] < self.columns:
             return Variables(self.angles, self.betas, root, translation)

@@ -78,7 +78,7 @@ class GaussianMixturePrior(Prior):
         pull = away @ self.precisions
         log_prob, active = (self.log_peaks[:, None] - 0.5 * (away * pull).sum(-1)).max(0)
         gradient = pull[active, torch.arange(len(values), device=values.device)]
-        return self.log_peaks.max() - log_prob, gradient, self.precisions[active]
+        return self.log_peaks.max() - log_prob, gradient, self.precisions.index_select(0, active)
 
     def active(self, values: Float[Tensor, "B D"]) -> Int[Tensor, " B"]:
         """Index of the likeliest component."""

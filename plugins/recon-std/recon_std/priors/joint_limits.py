@@ -82,11 +82,14 @@ class JointLimitsPrior(Prior):
 
     def terms(self, values: Float[Tensor, "B 69"]) -> dict[str, Float[Tensor, "B 69"]]:
         """Energy of each number in nats, by part: "hinge" (non-zero on four columns) and "range"."""
-        beyond = (values - self.upper).clamp(min=0) + (values - self.lower).clamp(max=0)
         return {
             "hinge": self._hinge_weight * torch.exp(2 * self._hinge_sign * values),
-            "range": 0.5 * (beyond / self.sigma) ** 2,
+            "range": 0.5 * (self._beyond(values) / self.sigma) ** 2,
         }
+
+    def _beyond(self, values: Float[Tensor, "B 69"]) -> Float[Tensor, "B 69"]:
+        """How far each number is outside its range, 0 within."""
+        return values - values.clamp(self.lower, self.upper)
 
     def _energy(self, values: Float[Tensor, "B 69"]) -> Float[Tensor, "B 69"]:
         terms = self.terms(values)
@@ -102,12 +105,12 @@ class JointLimitsPrior(Prior):
         self, values: Float[Tensor, "B 69"], context: Float[Tensor, "B C"] | None = None
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B 69"], Float[Tensor, "B 69"]]:
         """Energy without the normaliser, its gradient, and its Hessian's diagonal, exact off the bounds."""
-        terms = self.terms(values)
-        outside = ((values > self.upper) | (values < self.lower)).to(values)
-        beyond = (values - self.upper).clamp(min=0) + (values - self.lower).clamp(max=0)
-        gradient = 2 * self._hinge_sign * terms["hinge"] + beyond / self.sigma**2
-        curvature = 4 * terms["hinge"] + outside / self.sigma**2
-        return (terms["hinge"] + terms["range"]).sum(-1), gradient, curvature
+        double = 2 * self._hinge_sign
+        hinge = self._hinge_weight * torch.exp(double * values)
+        beyond, precision = self._beyond(values), self.sigma**-2
+        energy = torch.addcmul(hinge, beyond, beyond, value=0.5 * precision).sum(-1)
+        gradient = torch.addcmul(beyond * precision, double, hinge)
+        return energy, gradient, torch.add(beyond.ne(0) * precision, hinge, alpha=4)
 
     def sample(
         self,
