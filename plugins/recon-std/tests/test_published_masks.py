@@ -81,10 +81,10 @@ def test_they_mix_with_one_another_in_a_training(atr, tmp_path):
 
 
 def test_splits(atr, market, cub):
-    (atr / "train.txt").write_text("2_1.jpg\n0_1_0.24.png\n3_1\n")
-    with pytest.raises(TrainingError, match="'0_1_0.24' has no photo, nor do 1 more"):
+    (atr / "train.txt").write_text("2_1.jpg\n9_1_0.24.png\n3_1\n")
+    with pytest.raises(TrainingError, match="'9_1' has no photo, nor do 1 more"):
         read("atr", atr, split="train")
-    (atr / "train.txt").write_text("2_1.jpg\n3_1\n")
+    (atr / "train.txt").write_text("2_1.jpg\n3_1_0.24.png\n")
     assert read("atr", atr, split="train").ids == ["2_1", "3_1"]
     with pytest.raises(TrainingError, match=r"val\.txt: missing; ATR has no split .*--set atr\.split=all"):
         read("atr", atr, split="val")

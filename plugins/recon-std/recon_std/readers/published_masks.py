@@ -12,6 +12,9 @@ from pydantic import Field
 from recon_core.errors import TrainingError
 from recon_std.readers.masks import EMPTY, FULL, PairedPhotos, by_stem
 
+_SHARE = re.compile(r"_[01]\.\d\d$")
+"""CASL's authors write the share of the photo that a mask covers at the end of its name: NAME_0.54.png."""
+
 
 class _Published(PairedPhotos):
     """Large sets hold some masks that are no use: those that cover less or more of their photo than `foreground` says
@@ -58,7 +61,7 @@ class ATRDataset(_Published):
 
     DIR/JPEGImages/NAME.jpg, and DIR/SegmentationClassAug/NAME.png, whose pixels number the part they show, 0 for none.
     The set comes undivided: the splits are lists of names, a line each, in DIR/train.txt and DIR/val.txt, where the
-    user puts them. The split "all", the default, needs none.
+    user puts them (datasets/ATR_train.txt of CASL's authors is one). The split "all", the default, needs none.
     """
 
     class Config(_Published.Config):
@@ -78,15 +81,15 @@ class ATRDataset(_Published):
             raise TrainingError(
                 f"{file}: missing; ATR has no split of its own: list names there, or --set atr.split=all"
             )
-        return [Path(line).stem for line in _lines(file)]
+        return [_SHARE.sub("", Path(line).stem) for line in _lines(file)]
 
 
 class MarketHQDataset(_Published):
     """Pedestrians of Market-1501, enlarged, with masks (Zheng et al., 2022): `--data market-hq:DIR`, the folder `hq`.
 
     DIR/pytorch/SET/PERSON/NAME.png and DIR/seg/SET/PERSON/NAME.png, SET being train_all for training and query for
-    validation. Masks may bear their share of the photo in their names (NAME_0.54.png), as the authors' preparation has
-    it. Masks that cover less than 0.36 or more than 0.81 are left out, as in their training.
+    validation. Masks may be named NAME_0.54.png, by their share of the photo, as the authors' preparation has it. Those that
+    cover less than 0.36 or more than 0.81 are left out, as in their training.
     """
 
     class Config(_Published.Config):
@@ -102,7 +105,7 @@ class MarketHQDataset(_Published):
             {f"{part}/{name}": path for part in sets for name, path in by_stem(self.folder / kind / part).items()}
             for kind in ("pytorch", "seg")
         )
-        masks = {re.sub(r"_[01]\.\d\d$", "", name): path for name, path in masks.items()}
+        masks = {_SHARE.sub("", name): path for name, path in masks.items()}
         return self._matched(photos, masks, sorted(photos))
 
 
