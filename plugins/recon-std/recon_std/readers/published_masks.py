@@ -88,7 +88,7 @@ class MarketHQDataset(_Published):
     """Pedestrians of Market-1501, enlarged, with masks (Zheng et al., 2022): `--data market-hq:DIR`, the folder `hq`.
 
     DIR/pytorch/SET/PERSON/NAME.png and DIR/seg/SET/PERSON/NAME.png, SET being train_all for training and query for
-    validation. Masks may be named NAME_0.54.png, by the share they cover, as the authors' preparation has it. Those that
+    validation. Masks may be named NAME_0.54.png, by the share they cover, as the authors prepare them. Those that
     cover less than 0.36 or more than 0.81 are left out, as in their training.
     """
 
