@@ -72,8 +72,9 @@ def command(
     """Fit a body to joints, a mesh or a scan.
 
     FILE is a json of joints in pixels (OpenPose or COCO; give --photo or --size too), an .npz of joints in space
-    (points, confidence, skeleton; metres, camera frame), or a .ply or .obj in metres, y up: with the vertices of the
-    body itself it is fitted vertex by vertex, else as a scan. docs/fitting.md has the settings (--set smplify.NAME=..).
+    (points, confidence, skeleton; metres, camera frame) or of joints in pixels of several views (docs/fitting.md), or a
+    .ply or .obj in metres, y up: with the vertices of the body itself it is fitted vertex by vertex, else as a scan.
+    docs/fitting.md has the settings (--set smplify.NAME=..).
 
     The result is in out/FILE: result.json, result.npz, scene.glb, person_0.ply and .obj, and with a photo also
     overlay.png and report.html.
@@ -119,6 +120,8 @@ def command(
     part = registry().load("fitter", fitter)
     picture = _picture(path, photo, size)
     observation = _observe(path, picture, focal_px, kind, body_model, photo is None and size is None)
+    if observation.subject is not None and (size is not None or focal_px is not None):
+        raise UsageError(f"--size, --focal-px: {path} has the size and K of its views; leave them out")
     provided = frozenset() if observation.keypoints is None else frozenset({"keypoints"})
     chosen, lender = choose_priors(
         priors or None, part, None, lambda name: registry().create("prior", name), _lender, provided
@@ -136,6 +139,8 @@ def command(
         found = made.fit(observation, initial, body_model, chosen, context)
     except EvidenceError as error:
         raise EvidenceError(f"{path}: {error}") from error
+    if observation.subject is not None:
+        picture, found, observation = _in_first_view(path, picture, photo is not None, found, observation)
     folder = Path(output) / path.stem
     used = {"fit": {"body": body, "priors": list(chosen)}, fitter: settings.model_dump(mode="json")}
     rows = _save(folder, path, picture, found, observation, body_model, fitter, used, photo is not None, overwrite)
@@ -194,9 +199,12 @@ def _observe_joints(path: Path, picture: Photo, camera: Camera, unsized: bool) -
     import torch
 
     from recon_core.evidence_files import read_joints
+    from recon_core.evidence_views import holds_views, read_views
     from recon_core.observe import observe
     from recon_core.structures import Observation
 
+    if path.suffix.lower() == ".npz" and holds_views(path):
+        return read_views(path)
     if path.suffix.lower() == ".npz":
         joints = read_joints(path)
         return Observation(camera[torch.zeros(len(joints), dtype=torch.int64)], keypoints3d=joints)
@@ -208,6 +216,19 @@ def _observe_joints(path: Path, picture: Photo, camera: Camera, unsized: bool) -
     if not detections:
         raise EvidenceError(f"{path}: nobody in it has a joint of confidence above 0")
     return observe(picture, camera, detections, needed={"keypoints"})
+
+
+def _in_first_view(
+    path: Path, picture: Photo, with_photo: bool, found: FitResult, observation: Observation
+) -> tuple[Photo, FitResult, Observation]:
+    """Of several views the first, in whose camera frame the bodies are. A photo is that view's; else it is grey."""
+    people = len(observation.subject.unique()) if observation.subject is not None else 0
+    first = observation[:people]
+    if not with_photo:
+        picture = _picture(path, None, first.camera.size)
+    elif picture.size != first.camera.size:
+        raise UsageError(f"--photo: has {picture.size} pixels, the views of {path} {first.camera.size}")
+    return picture, dataclasses.replace(found, body=found.body[:people]), first
 
 
 def _detector(path: Path) -> Any:

@@ -138,7 +138,7 @@ class SmplifyFitter(Fitter):
         found = minimise(objective, first.variables, steps, c.tolerance, c.second_order)
         if steps < c.iterations:
             at, left = second_chance(wide, objective, found, trust.retries, c.tolerance)
-            rows = left.nonzero()[:, 0]
-            last = minimise(objective.rows(rows), at[rows], c.iterations - steps, c.tolerance, c.second_order)
-            found = found.with_rows(rows, last)
+            if len(rows := left.nonzero()[:, 0]):
+                last = minimise(objective.rows(rows), at[rows], c.iterations - steps, c.tolerance, c.second_order)
+                found = found.with_rows(rows, last)
         return dataclasses.replace(found, iterations=first.iterations + found.iterations)

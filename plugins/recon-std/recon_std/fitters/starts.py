@@ -80,12 +80,11 @@ def second_chance(
 def poor(objective: Objective, at: Variables) -> Bool[Tensor, " N"]:
     """Which fits leave more than a quarter of the points that count unexplained (`UNEXPLAINED`). Scans are not judged:
     far from the body they have no correspondences to say so."""
-    measured = objective.evaluate(at).measured
-    distances = []
-    for e, m in zip(objective.evidence, measured, strict=True):
-        if not isinstance(e, ScanPoints):
-            distance = m.residuals.value.norm(dim=2).masked_fill(e.confidence <= 0, torch.nan)
-            distances.append(distance.flatten(1))
-    if not distances:
+    judged = [e for e in objective.evidence if not isinstance(e, ScanPoints)]
+    if not judged:
         return torch.zeros(len(at.betas), dtype=torch.bool, device=at.betas.device)
+    distances = [
+        m.residuals.value.norm(dim=2).masked_fill(e.confidence <= 0, torch.nan).flatten(1)
+        for e, m in zip(judged, Objective(judged).evaluate(at).measured, strict=True)
+    ]
     return torch.cat(distances, 1).nanquantile(0.75, dim=1) > UNEXPLAINED
