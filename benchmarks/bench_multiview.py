@@ -226,14 +226,10 @@ def main() -> None:
     setting = Setting.load()
     poses = MocapDataset(options.data / "mocap", MocapDataset.Config(split="val")).poses
     seen, truth, tried = rendered_views(setting, poses, options.rendered)
-    print(
-        f"Validation part of the motion capture: {options.people} people simulated; {options.rendered} drawn, of whom"
-    )
-    print(f"the detector found all {MOST} views, out of {tried}")
     off = 100 * detector_errors(setting, seen, truth)
-    print(
-        f"The detector errs by {float(off.median()):.1f} % of the box in the median, {float(off.mean()):.1f} % in the mean"
-    )
+    print(f"Validation part of the motion capture: {options.people} people simulated; {options.rendered} drawn, whom")
+    print(f"the detector found in all {MOST} views, of {tried} tried; it errs by {off.median():.1f} % of the box in the")
+    print(f"median, {off.mean():.1f} % in the mean")
     exact = people_of(setting.body, poses, options.people, noise=0.0)
     noisy = people_of(setting.body, poses, options.people)
     table_13(setting, {"rendered": (seen, truth), "simulated, 2 %": noisy, "simulated, exact": exact}, options.rows)
