@@ -15,6 +15,7 @@ from recon_std.synthetic.clothing import texel_map
 from recon_std.synthetic.dataset import SyntheticDataset
 from recon_std.synthetic.detection import GaussianErrors
 from recon_std.synthetic.keypoints import KeypointSampler
+from recon_std.synthetic.random import REFILL, RowGenerators, rand, randint, randn
 from recon_std.synthetic.scenes import SceneConfig, SceneSampler
 
 
@@ -159,3 +160,25 @@ def test_dataset_needs_no_files_and_streams_the_same_people_to_any_number_of_pro
     placed = BodyParameters(whole["pose"], whole["betas"], whole["translation"])
     projected = Camera(whole["K"], eye, zero, (64, 64)).project(body.keypoints(placed, "lsp14"))
     torch.testing.assert_close(projected, whole["keypoints2d"], atol=1e-2, rtol=0)
+
+
+def test_rows_draw_from_their_own_generators_whatever_is_beside_them_and_however_much_at_once():
+    def draws(*seeds: int) -> list[torch.Tensor]:
+        source = RowGenerators([torch.Generator().manual_seed(seed) for seed in seeds])
+        rows = len(seeds)
+        return [
+            rand(source, rows, 2),
+            randn(source, 3 * rows, 24).unflatten(0, (rows, 3)),
+            rand(source, rows, 2 * REFILL),
+            randint(source, 5, rows, 700),
+            randn(source, rows, 1),
+        ]
+
+    together, alone = draws(1, 2, 3), draws(2)
+    for several, one in zip(together, alone, strict=True):
+        assert torch.equal(several[1], one[0])
+        assert (several[0] != several[1]).any()
+    uniform, normal, integers = together[2], together[1], together[3]
+    assert abs(uniform.mean() - 0.5) < 0.02
+    assert abs(normal.std() - 1) < 0.15
+    assert torch.equal(integers.unique(), torch.arange(5))

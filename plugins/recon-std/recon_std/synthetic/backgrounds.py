@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from recon_core.errors import InputError
 from recon_core.images import find_images, load_image
+from recon_std.synthetic.random import Source, rand, randint
 
 
-def random_backgrounds(count: int, size: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+def random_backgrounds(count: int, size: tuple[int, int], generator: Source) -> Float[Tensor, "B 3 H W"]:
     """`count` pictures of `size` (width, height): coloured noise at several scales with a few shapes.
 
     Painted at a third of the size and enlarged: what lies behind a person is mostly out of focus, and it is nine
@@ -22,22 +23,22 @@ def random_backgrounds(count: int, size: tuple[int, int], generator: torch.Gener
     width, height = (-(-n // 3) for n in size)
 
     def noise(cells: int) -> Tensor:
-        grey = torch.rand(count, 1, cells, cells, generator=generator) - 0.5
-        tint = torch.rand(count, 3, cells, cells, generator=generator) - 0.5
+        grey = rand(generator, count, 1, cells, cells) - 0.5
+        tint = rand(generator, count, 3, cells, cells) - 0.5
         return torch.lerp(grey.expand(-1, 3, -1, -1), tint, 0.4)
 
-    picture = torch.rand(count, 1, 1, 1, generator=generator) + 0.4 * noise(1)
+    picture = rand(generator, count, 1, 1, 1) + 0.4 * noise(1)
     picture = picture.expand(-1, -1, height, width)
     for cells, weight in ((3, 0.6), (8, 0.35), (32, 0.2)):
         picture = picture + weight * F.interpolate(noise(cells), (height, width), mode="bilinear")
     y = torch.linspace(0, 1, height)[:, None]
     x = torch.linspace(0, 1, width)
     for _ in range(5):
-        a, b, c, d = torch.rand(4, count, 1, 1, generator=generator)
-        colour = torch.rand(count, 1, 1, 1, generator=generator) + 0.8 * noise(1)
+        a, b, c, d = (rand(generator, count, 1, 1) for _ in range(4))
+        colour = rand(generator, count, 1, 1, 1) + 0.8 * noise(1)
         box = ((x - a).abs() < 0.3 * c) & ((y - b).abs() < 0.5 * d)
         round_ = ((x - a) / (0.3 * c + 0.02)) ** 2 + ((y - b) / (0.3 * d + 0.02)) ** 2 < 1
-        shape = torch.where(torch.rand(count, 1, 1, generator=generator) < 0.5, box, round_)
+        shape = torch.where(rand(generator, count, 1, 1) < 0.5, box, round_)
         picture = torch.where(shape[:, None], 0.7 * colour + 0.3 * picture, picture)
     return F.interpolate(picture.clamp(0, 1), (size[1], size[0]), mode="bilinear")
 
@@ -60,13 +61,13 @@ class BackgroundPhotos:
         if not self.pictures:
             raise InputError(f"{folder}: no pictures for backgrounds")
 
-    def __call__(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    def __call__(self, count: int, size: tuple[int, int], generator: Source) -> Float[Tensor, "B 3 H W"]:
         """Crops of `size` (width, height), each from a random picture, mirrored half of the time."""
         width, height = size
         crops = []
-        for index in torch.randint(len(self.pictures), (count,), generator=generator).tolist():
+        chosen = randint(generator, len(self.pictures), count).tolist()
+        for index, draws in zip(chosen, rand(generator, count, 3), strict=True):
             picture = self.pictures[index]
-            draws = torch.rand(3, generator=generator)
             share = 0.5 + 0.5 * float(draws[0])
             h, w = (max(2, int(n * share)) for n in picture.shape[-2:])
             top = int(draws[1] * (picture.shape[-2] - h))
@@ -74,5 +75,5 @@ class BackgroundPhotos:
             crop = picture[None, :, top : top + h, left : left + w].float() / 255
             crops.append(F.interpolate(crop, size=(height, width), mode="bilinear", align_corners=False))
         picture_batch = torch.cat(crops)
-        mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+        mirrored = rand(generator, count, 1, 1, 1) < 0.5
         return torch.where(mirrored, picture_batch.flip(-1), picture_batch)

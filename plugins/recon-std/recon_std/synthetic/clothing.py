@@ -20,6 +20,7 @@ from recon_core.rendering import Scene, interpolate
 from recon_core.skeletons import SMPL24
 from recon_core.structures import Camera, Mesh
 from recon_std.bodies.smpl import SMPLBody
+from recon_std.synthetic.random import Source, rand, randint, randn
 
 SKIN = ((0.97, 0.84, 0.75), (0.86, 0.66, 0.52), (0.68, 0.47, 0.34), (0.45, 0.29, 0.20), (0.26, 0.17, 0.13))
 """Skin tones from light to dark; a person's lies between two neighbours."""
@@ -103,7 +104,7 @@ class Wardrobe:
         self.is_foot = of("foot", "ankle")
         self.is_neck = of("neck")
 
-    def dress(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 3 T T"]:
+    def dress(self, count: int, generator: Source) -> Float[Tensor, "B 3 T T"]:
         """Textures of `count` people."""
         draw = _Draw(count, generator)
         x, y, z = self.position.unbind(-1)
@@ -150,8 +151,8 @@ class Wardrobe:
         self, draw: _Draw, first: Float[Tensor, "B 3"], second: Float[Tensor, "B 3"], strength: Float[Tensor, "B 1"]
     ) -> Float[Tensor, "B 3 N"]:
         """Between two colours by a wave over the rest body: stripes, checks or blotches, as its direction falls."""
-        direction = torch.randn(draw.count, 3, generator=draw.generator)
-        along_axis = torch.eye(3)[torch.randint(0, 2, (draw.count,), generator=draw.generator)]
+        direction = randn(draw.generator, draw.count, 3)
+        along_axis = torch.eye(3)[randint(draw.generator, 2, draw.count)]
         direction = torch.where(draw.chance(0.6), along_axis, torch.nn.functional.normalize(direction, dim=-1))
         period = draw.uniform(0.03, 0.25)
         wave = torch.sin(direction @ self.position.T * (2 * torch.pi / period) + draw.uniform(0, 6.28))
@@ -165,17 +166,17 @@ class Wardrobe:
 class _Draw:
     """Random numbers for `count` people, (count, 1) each so that they broadcast over texels."""
 
-    def __init__(self, count: int, generator: torch.Generator) -> None:
+    def __init__(self, count: int, generator: Source) -> None:
         self.count, self.generator = count, generator
 
     def uniform(self, low: float, high: float) -> Float[Tensor, "B 1"]:
-        return low + (high - low) * torch.rand(self.count, 1, generator=self.generator)
+        return low + (high - low) * rand(self.generator, self.count, 1)
 
     def chance(self, share: float) -> Bool[Tensor, "B 1"]:
-        return torch.rand(self.count, 1, generator=self.generator) < share
+        return rand(self.generator, self.count, 1) < share
 
     def choice(self, values: tuple[float, ...]) -> Float[Tensor, "B 1"]:
-        index = torch.randint(len(values), (self.count, 1), generator=self.generator)
+        index = randint(self.generator, len(values), self.count, 1)
         return torch.tensor(values)[index]
 
     def palette(self, colours: tuple[tuple[float, ...], ...]) -> Float[Tensor, "B 3"]:
@@ -187,6 +188,6 @@ class _Draw:
 
     def colour(self) -> Float[Tensor, "B 3"]:
         """Any cloth colour: grey towards a random hue, dark and pale ones included."""
-        hue = torch.rand(self.count, 3, generator=self.generator)
+        hue = rand(self.generator, self.count, 3)
         grey = self.uniform(0.05, 0.95)
         return torch.lerp(grey.expand(-1, 3), hue, self.uniform(0, 0.9))

@@ -19,6 +19,7 @@ from recon_core.skeletons import SMPL24
 from recon_core.structures import Batched, BodyParameters
 from recon_std.encoders.keypoints import JOINTS, KeypointView, joint_rows, view_of_rays
 from recon_std.synthetic.detection import DetectorErrors, GaussianErrors
+from recon_std.synthetic.random import Source, rand, randint, randn
 
 LEFT_ARM, RIGHT_ARM = ((13, 16, 18, 20, 22), (14, 17, 19, 21, 23))
 LIMBS = (LEFT_ARM, RIGHT_ARM, (1, 2, 4, 5, 7, 8, 10, 11))
@@ -107,7 +108,7 @@ class KeypointSampler:
         seen, confidence = self.errors.disturb(rays_, known_, box, half_size, whole, generator)
         return KeypointPeople(body, view_of_rays(seen, confidence), rays_, known_, box)
 
-    def bodies(self, count: int, generator: torch.Generator) -> BodyParameters:
+    def bodies(self, count: int, generator: Source) -> BodyParameters:
         """`count` bodies before random cameras, in the camera frame, without what a detector sees of them."""
         return self._place(self._poses(count, generator), self._betas(count, generator), generator)[0]
 
@@ -124,54 +125,54 @@ class KeypointSampler:
             start += share
         return groups
 
-    def _frames(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 24 3"]:
-        draws = torch.rand(count, generator=generator, device=self.poses.device)
+    def _frames(self, count: int, generator: Source) -> Float[Tensor, "B 24 3"]:
+        draws = rand(generator, count, device=self.poses.device)
         index = torch.searchsorted(self.cumulative, draws).clamp_max(len(self.poses) - 1)
         poses = self.poses[index]
-        mirror = torch.rand(count, 1, 1, generator=generator, device=self.poses.device) < 0.5
+        mirror = rand(generator, count, 1, 1, device=self.poses.device) < 0.5
         flipped = poses[:, list(SMPL24.mirror)] * poses.new_tensor([1.0, -1.0, -1.0])
         return torch.where(mirror, flipped, poses)
 
-    def _poses(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 24 3 3"]:
+    def _poses(self, count: int, generator: Source) -> Float[Tensor, "B 24 3 3"]:
         poses, other = self._frames(count, generator), self._frames(count, generator)
         device = poses.device
-        taken = torch.rand(count, generator=generator, device=device) < self.config.exchange
-        which = torch.randint(len(LIMBS), (count,), generator=generator, device=device)
+        taken = rand(generator, count, device=device) < self.config.exchange
+        which = randint(generator, len(LIMBS), count, device=device)
         mask = torch.zeros(count, 24, dtype=torch.bool, device=device)
         for limb, parts in enumerate(LIMBS):
             mask[:, list(parts)] = (taken & (which == limb))[:, None]
         pose = axis_angle_to_matrix(torch.where(mask[..., None], other, poses))
         pose = _raise_collars(pose, self.config.collars, generator)
-        own = torch.rand(count, 1, 1, generator=generator, device=device).square() * math.radians(self.config.jitter)
-        turns = torch.randn(count, 24, 3, generator=generator, device=device) * own
+        own = rand(generator, count, 1, 1, device=device).square() * math.radians(self.config.jitter)
+        turns = randn(generator, count, 24, 3, device=device) * own
         # Head, wrists, hands and toes turn more freely than the capture shows, and matter least to the rest.
         turns[:, [7, 8, 10, 11, 12, 15, 20, 21, 22, 23]] *= 2
         turns[:, 0] = 0
         return pose @ axis_angle_to_matrix(turns)
 
-    def _betas(self, count: int, generator: torch.Generator) -> Float[Tensor, "B S"]:
+    def _betas(self, count: int, generator: Source) -> Float[Tensor, "B S"]:
         device = self.poses.device
-        wide = torch.rand(count, 1, generator=generator, device=device) < self.config.wide_betas
+        wide = rand(generator, count, 1, device=device) < self.config.wide_betas
         scale = torch.where(wide, 1.8, 1.0) * self.config.betas_scale
-        betas = torch.randn(count, self.body.shape_count, generator=generator, device=device) * scale
+        betas = randn(generator, count, self.body.shape_count, device=device) * scale
         return betas.clamp(-4, 4)
 
     def _place(
-        self, pose: Float[Tensor, "B 24 3 3"], betas: Float[Tensor, "B S"], generator: torch.Generator
+        self, pose: Float[Tensor, "B 24 3 3"], betas: Float[Tensor, "B S"], generator: Source
     ) -> tuple[BodyParameters, Float[Tensor, "B 2"]]:
         """Turn the root into a random camera's frame and put the body before it; half the picture in rays."""
         c, count, device = self.config, len(pose), pose.device
 
         def uniform(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(count, generator=generator, device=device)
+            return low + (high - low) * rand(generator, count, device=device)
 
         def normal(scale: float) -> Tensor:
-            return scale * torch.randn(count, generator=generator, device=device)
+            return scale * randn(generator, count, device=device)
 
         lean = axis_angle_to_matrix(torch.stack([normal(1), 0 * normal(1), normal(1)], -1) * math.radians(c.tilt))
         yaw = _turn("y", uniform(-math.pi, math.pi))
-        free = quaternion_to_matrix(torch.randn(count, 4, generator=generator, device=device))
-        anyhow = torch.rand(count, 1, 1, generator=generator, device=device) < c.any_orientation
+        free = quaternion_to_matrix(randn(generator, count, 4, device=device))
+        anyhow = rand(generator, count, 1, 1, device=device) < c.any_orientation
         root = torch.where(anyhow, free, lean @ yaw) @ pose[:, 0]
         # The lower of two uniform draws: looking level is the most common, looking up or down much rarer.
         side = uniform(0, 1) * uniform(0, 1)
@@ -213,7 +214,7 @@ def _longer_side(points: Float[Tensor, "B J 2"], known: Bool[Tensor, "B J"]) -> 
 
 
 def _raise_collars(
-    pose: Float[Tensor, "B 24 3 3"], amount: float, generator: torch.Generator
+    pose: Float[Tensor, "B 24 3 3"], amount: float, generator: Source
 ) -> Float[Tensor, "B 24 3 3"]:
     """Give the collars a share of each upper arm's elevation, which the capture puts on the shoulder alone.
 
@@ -226,7 +227,7 @@ def _raise_collars(
         # The upper arm lies along +x (left) or -x: its height in the trunk is the y of the rotation's first column.
         elevation = torch.asin(arm[:, 1, 0].clamp(-0.999, 0.999))
         forward = torch.atan2(arm[:, 2, 0], arm[:, 0, 0].abs() + 0.3)
-        share = torch.rand(2, len(pose), generator=generator, device=pose.device)
+        share = [rand(generator, len(pose), device=pose.device) for _ in range(2)]
         lift = amount * 0.4 * share[0] * (elevation + 0.3).clamp_min(0)
         swing = amount * 0.3 * share[1] * forward.clamp(-0.5, 1.2)
         turn = _turn("z", side * lift) @ _turn("y", -side * swing)

@@ -17,8 +17,9 @@ from recon_std.bodies.smpl import SMPLBody
 from recon_std.synthetic.backgrounds import random_backgrounds
 from recon_std.synthetic.clothing import Wardrobe
 from recon_std.synthetic.keypoints import KeypointSampler
+from recon_std.synthetic.random import RowGenerators, Source, rand, randint, randn
 
-Backgrounds = Callable[[int, tuple[int, int], torch.Generator], Tensor]
+Backgrounds = Callable[[int, tuple[int, int], Source], Tensor]
 
 PICTURES_AT_ONCE = 4
 """Pictures are drawn so many at a time: what is computed of more leaves the processor's cache, and with 32 the system
@@ -134,15 +135,16 @@ class SceneSampler:
 
     def sample_each(self, generators: Sequence[torch.Generator]) -> RenderedPeople:
         """A picture from each generator, which does not depend on the others beside it."""
-        return self.render(Draw.joined([self.draw(1, generator) for generator in generators]))
+        groups = [generators[i : i + PICTURES_AT_ONCE] for i in range(0, len(generators), PICTURES_AT_ONCE)]
+        return self.render(Draw.joined([self.draw(len(group), RowGenerators(group)) for group in groups]))
 
     @torch.no_grad()
-    def draw(self, count: int, generator: torch.Generator) -> Draw:
+    def draw(self, count: int, generator: Source) -> Draw:
         """Everything random about `count` pictures."""
         c = self.config
 
         def uniform(low: float, high: float) -> Float[Tensor, " B"]:
-            return low + (high - low) * torch.rand(count, generator=generator)
+            return low + (high - low) * rand(generator, count)
 
         body = self.people.bodies(count * c.people, generator)
         if c.people > 1:
@@ -156,10 +158,10 @@ class SceneSampler:
             light=self._light(count, generator),
             background=self.backgrounds(count, (c.size, c.size), generator),
             margin=margin,
-            offset=reach[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1),
+            offset=reach[:, None] * (2 * rand(generator, count, 2) - 1),
             softness=uniform(0, 0.5),
             grain=uniform(0, c.grain),
-            noise_shift=torch.randint(c.size, (count, 2), generator=generator),
+            noise_shift=randint(generator, c.size, count, 2),
         )
 
     @torch.no_grad()
@@ -218,11 +220,11 @@ class SceneSampler:
         part.view(-1)[shown.index] = self.body.parts[vertex] + 1
         return instance, part
 
-    def _gathered(self, body: BodyParameters, generator: torch.Generator) -> BodyParameters:
+    def _gathered(self, body: BodyParameters, generator: Source) -> BodyParameters:
         """Bring each picture's further people near to its first one, so that they overlap in the picture."""
         groups = body.translation.unflatten(0, (-1, self.config.people))
         first = groups[:, :1]
-        beside = torch.rand(*groups.shape[:2], 3, generator=generator) - 0.5
+        beside = rand(generator, len(body), 3).reshape(*groups.shape[:2], 3) - 0.5
         beside = beside * torch.tensor([1.6, 0.1, 2.0]) + torch.tensor([0.0, 0.0, 0.3])
         # Nobody nearer to the camera than half of the first person's depth.
         moved = first + beside * torch.tensor([1.0, 1.0, 0.5])
@@ -240,14 +242,14 @@ class SceneSampler:
         focal = size / (side * draw.margin)
         return Camera.perspective(focal, (size, size), size / 2 - focal[:, None] * center)
 
-    def _light(self, count: int, generator: torch.Generator) -> Float[Tensor, "B 9 3"]:
+    def _light(self, count: int, generator: Source) -> Float[Tensor, "B 9 3"]:
         """A lamp anywhere above (y down: negative) or beside the camera, of random strength and tint."""
-        direction = torch.randn(count, 3, generator=generator) - torch.tensor([0.0, 0.7, 0.7])
-        diffuse = 0.2 + 0.8 * torch.rand(count, 1, 1, generator=generator)
-        ambient = 0.25 + 0.6 * torch.rand(count, 1, 1, generator=generator)
+        direction = randn(generator, count, 3) - torch.tensor([0.0, 0.7, 0.7])
+        diffuse = 0.2 + 0.8 * rand(generator, count, 1, 1)
+        ambient = 0.25 + 0.6 * rand(generator, count, 1, 1)
         lamp = directional_light(direction, ambient=0.0, diffuse=1.0) * diffuse
         sky = directional_light(direction, ambient=1.0, diffuse=0.0) * ambient
-        tint = 1 + 0.15 * torch.randn(count, 1, 3, generator=generator)
+        tint = 1 + 0.15 * randn(generator, count, 1, 3)
         return (lamp + sky) * tint
 
     def _photographed(self, image: Float[Tensor, "b 3 H W"], draw: Draw, rows: slice) -> Float[Tensor, "b 3 H W"]:
