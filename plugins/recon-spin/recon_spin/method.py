@@ -64,6 +64,10 @@ class SPINConfig(Settings):
     """Fit in the training loop; without it the fits made before training supervise ("static fits")."""
     fit_iterations: int = Field(10, ge=1)
     """Most steps of a fit in the loop, which starts at the network's own estimate."""
+    fit_anchor: float = Field(0.0, ge=0)
+    """Pull of a fit in the loop to the network's pose, 1/rad^2; none as published."""
+    first_starts: int = Field(9, ge=1)
+    """Poses that the fits made before training begin from, the best of which is kept; 1 as published."""
     reject: float = Field(0.05, gt=0)
     """Fits with a larger mean reprojection error, in sides of the crop, supervise nothing but the joints."""
     widest_betas: float = Field(3.0, gt=0)
@@ -157,15 +161,15 @@ class SPIN(Method):
         if self._supervisor is None:
             if self.body_model is None:
                 raise UsageError("spin learns from fits of a body: it needs a body model (--body free)")
-            known = registry()
+            known, c = registry(), self.config
             smplify = known.load("fitter", "smplify")
             priors = {
                 name: known.create("prior", name).to(self.regressor.init_cam.device) for name in smplify.default_priors
             }
             self._supervisor = Supervisor(
                 self.body_model,
-                smplify(smplify.Config(iterations=self.config.fit_iterations, camera_iterations=0)),
-                smplify(smplify.Config(start="mean")),
+                smplify(smplify.Config(anchor=c.fit_anchor, iterations=c.fit_iterations, camera_iterations=0)),
+                smplify(smplify.Config(start="mean", starts=c.first_starts, retries=2 if c.first_starts > 1 else 0)),
                 priors,
                 self.config.reject,
                 self.config.in_loop,

@@ -16,6 +16,7 @@ from recon_core.geometry.rotations import axis_angle_to_matrix, project_to_rotat
 from recon_core.interfaces import BodyModel, Fitter, Prior
 from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 from recon_spin.best_fits import BestFits, Fits
+from recon_std.fitters.gather import LEAST_JOINTS
 from recon_std.readers.augmentation import augmented_pose, original_pose
 
 POPULATE_BATCH = 64
@@ -70,7 +71,7 @@ class Supervisor:
         given = batch.get("has_pose", torch.zeros(len(regressed))).to(regressed.betas) > 0.5
         rows = torch.nonzero(~given).squeeze(1)
         parts = {name: value.index_select(0, rows) for name, value in _fit_fields(batch).items()}
-        keys = [f"{batch['source'][i]}/{batch['id'][i]}" for i in rows.tolist()]
+        keys = keys_of(batch, rows)
         if self.in_loop:
             self._fit(self.fitter, keys, parts, regressed.detach()[rows], side)
         fits = _to_crop(self.best.get(keys).to(regressed.betas.device), parts)
@@ -82,8 +83,7 @@ class Supervisor:
         known = fits.error.isfinite()
         pose[rows] = torch.where(known[:, None, None, None], fits.pose, pose[rows])
         betas[rows] = torch.where(known[:, None], fits.betas, betas[rows])
-        place = fits.root - self._rest_root(fits.betas)
-        translation[rows] = torch.where(known[:, None], place, translation[rows])
+        translation[rows] = torch.where(known[:, None], self.body_of(fits).translation, translation[rows])
         weight, error = torch.ones_like(betas[:, 0]), torch.zeros_like(betas[:, 0])
         error[rows] = fits.error
         weight[rows] = (fits.error < self.reject * side).to(weight)
@@ -102,6 +102,16 @@ class Supervisor:
                 keys = [f"{source.name}/{d['id']}" for d in drawn]
                 self._fit(self.starter, keys, parts, standing(self.body, len(drawn)), drawn[0]["image"].shape[-1])
 
+    def fill(self, samples: Mapping[str, Any], rows: Tensor, side: int) -> None:
+        """Fill the dictionary with fits of some rows of samples that are never drawn anew, from a standing body."""
+        for some in rows.split(POPULATE_BATCH):
+            parts = {name: value[some] for name, value in _fit_fields(samples).items()}
+            self._fit(self.starter, keys_of(samples, some), parts, standing(self.body, len(some)), side)
+
+    def body_of(self, fits: Fits) -> BodyParameters:
+        """The fitted bodies, in the frame the fits are in."""
+        return BodyParameters(fits.pose, fits.betas, fits.root - self._rest_root(fits.betas))
+
     def mean(self) -> tuple[Float[Tensor, "24 3 3"], Float[Tensor, " S"]]:
         """Mean pose and shape of the best fits that may supervise nothing but where a regressor starts."""
         fits = self.best.all()
@@ -111,7 +121,12 @@ class Supervisor:
     def _fit(
         self, fitter: Fitter, keys: Sequence[str], parts: Mapping[str, Tensor], initial: BodyParameters, side: int
     ) -> None:
-        if keys:
+        """Fit, and offer the fits to the dictionary. Samples with fewer joints than a fit needs are left out."""
+        enough = torch.nonzero((parts["keypoints2d_confidence"] > 0).sum(1) >= LEAST_JOINTS).squeeze(1)
+        if len(enough):
+            keys = [keys[i] for i in enough.tolist()]
+            parts = {name: value[enough] for name, value in parts.items()}
+            initial = initial[enough]
             with torch.no_grad():
                 found = fitter.fit(observed(parts, side), initial, self.body, self.priors)
                 root = found.body.translation + self._rest_root(found.body.betas)
@@ -129,6 +144,11 @@ class Supervisor:
 
     def _rest_root(self, betas: Float[Tensor, "B S"]) -> Float[Tensor, "B 3"]:
         return self.body.rest_joints(betas)[:, 0]
+
+
+def keys_of(batch: Mapping[str, Any], rows: Tensor) -> list[str]:
+    """Keys of the dictionary for rows of a batch: the source and the subject's id in it."""
+    return [f"{batch['source'][i]}/{batch['id'][i]}" for i in rows.tolist()]
 
 
 def standing(body: BodyModel, count: int) -> BodyParameters:

@@ -4,7 +4,7 @@ The real loop of recon (`recon train --method spin`) trains the whole network an
 first blocks keep their ImageNet weights, so that what they give for a fixed number of augmented crops is computed once,
 and a step costs a few milliseconds a sample. A regressor is trained on these samples and on fits made beforehand, and
 copied: one copy goes on with these fits ("static"), the other with the fits in the loop ("in-loop"), alike in
-seed, order of samples and steps.
+seed, order of samples and steps. They take turns, so that a training that is stopped leaves two of equal length.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from recon_core.structures import BodyParameters
 from recon_core.training.checkpoints import load_weights
 from recon_spin.evaluation import errors_2d, errors_3d, photographed_people, rendered_people
 from recon_spin.method import SPIN, SPINConfig, in_crop, load_imagenet
+from recon_spin.supervision import keys_of
 from recon_spin.weights import save_method
 from recon_std.bodies import load_body
 from recon_std.encoders.images import EfficientNetLite0
@@ -55,6 +56,9 @@ class TrainConfig(Settings):
     """Largest roll of a photo in degrees, either way."""
     any_orientation: float = Field(0.3, ge=0, le=1)
     """Share of rendered people turned any way in space."""
+    truth: bool = True
+    """Whether the true bodies of rendered people supervise. Without, they are treated as photos are: 2D joints are all
+    that is known of them (the thesis' setting), and how far the fits are from the truth is measured."""
     frozen_blocks: int = Field(8, ge=0, le=16)
     """Blocks of the trunk, after its stem, that keep their ImageNet weights; of 16."""
     steps: int = 1500
@@ -123,8 +127,8 @@ def train_both(
     """Draw the samples, fill the dictionary, train the part that is shared and then each mode ("static", "in-loop").
 
     `out` gets samples.pt (kept for a further run of the same settings), config.json, and a folder for each mode with
-    log.jsonl (the shared part in it too) and spin-lite.safetensors. begin_with: weights of an earlier training of the
-    same frozen blocks to go on from, with a fresh optimizer.
+    log.jsonl (the shared part in it too) and spin-lite.safetensors, new at every report. begin_with: weights of an
+    earlier training of the same frozen blocks to go on from, with a fresh optimizer.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
@@ -146,19 +150,26 @@ def train_both(
     )
     samples = draw_samples(config, first, mixture, out / "samples.pt")
     method.supervisor.populate(mixture)
+    truth = None
+    if not config.truth:
+        samples, truth = without_truth(samples)
+        method.supervisor.fill(samples, torch.nonzero(samples["has_truth"]).squeeze(1), size)
     if begin_with:
         load_weights(method, begin_with)
     else:
         pose, betas = method.supervisor.mean()
         method.regressor.set_mean(pose, betas, method.regressor.init_cam[0].clone())
-    shared = Training(config, method)
+    shared = Training(config, method, truth)
     lines = shared.run(config.shared_steps, samples, tests) if config.shared_steps else []
-    for mode in modes:
-        training = shared.copied(in_loop=mode == "in-loop")
-        (out / mode).mkdir(exist_ok=True)
-        every = lines + training.run(config.steps, samples, tests)
-        (out / mode / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in every))
-        save_method(training.averaged, out / mode / "spin-lite.safetensors")
+    trainings = {mode: shared.copied(in_loop=mode == "in-loop") for mode in modes}
+    logs = {mode: list(lines) for mode in modes}
+    while (step := min(training.step for training in trainings.values())) < config.steps:
+        until = min(step + config.report_every, config.steps)
+        for mode, training in trainings.items():
+            logs[mode] += training.run(until, samples, tests)
+            (out / mode).mkdir(exist_ok=True)
+            (out / mode / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logs[mode]))
+            save_method(training.averaged, out / mode / "spin-lite.safetensors")
 
 
 def new_method(config: TrainConfig, in_loop: bool) -> SPIN:
@@ -192,6 +203,17 @@ def draw_samples(config: TrainConfig, first: Parts, mixture: Mixture, file: Path
     return samples
 
 
+def without_truth(samples: dict[str, Any]) -> tuple[dict[str, Any], Truth]:
+    """The samples with nothing but 2D joints known of any; the true bodies, by key of the dictionary, for measuring."""
+    rows = torch.nonzero(samples["has_pose"]).squeeze(1)
+    keys = keys_of(samples, rows)
+    truth = Truth(keys, BodyParameters(*(samples[name][rows] for name in ("pose", "betas", "translation"))))
+    known_in_space = ("pose", "betas", "translation", "keypoints3d", "keypoints3d_confidence")
+    left_out = {name for field in known_in_space for name in (field, f"has_{field}")}
+    kept = {name: value for name, value in samples.items() if name not in left_out}
+    return kept | {"has_truth": samples["has_pose"]}, truth
+
+
 def with_features(first: Parts, batch: dict[str, Any]) -> dict[str, Any]:
     """A batch with "features", what the frozen blocks give, in its pictures' place."""
     left_out = ("image", "mask", "has_image", "has_mask")
@@ -199,11 +221,23 @@ def with_features(first: Parts, batch: dict[str, Any]) -> dict[str, Any]:
     return kept | {"features": torch.cat([first.first(part) for part in batch["image"].split(64)])}
 
 
-class Training:
-    """A regressor, its optimizer and the running average of its weights, at some step."""
+@dataclass(frozen=True)
+class Truth:
+    """True bodies of samples that are trained on as if only their 2D joints were known, by their dictionary keys."""
 
-    def __init__(self, config: TrainConfig, method: SPIN) -> None:
-        self.config, self.method, self.step, self.seconds = config, method, 0, 0.0
+    keys: list[str]
+    body: BodyParameters
+
+
+class Training:
+    """A regressor, its optimizer and the running average of its weights, at some step.
+
+    Its dictionary of fits is compared with the one it began with, and with `truth` where that is given.
+    """
+
+    def __init__(self, config: TrainConfig, method: SPIN, truth: Truth | None = None) -> None:
+        self.config, self.method, self.truth, self.step, self.seconds = config, method, truth, 0, 0.0
+        self.filled = deepcopy(method.supervisor.best)
         self.parts = Parts(method, config.frozen_blocks)
         for module in self.parts.frozen():
             module.requires_grad_(False)
@@ -223,10 +257,10 @@ class Training:
         method = new_method(self.config, in_loop)
         method.load_state_dict(self.method.state_dict())
         method.restore_training_state(self.method.training_state())
-        copy = Training(self.config, method)
+        copy = Training(self.config, method, self.truth)
         copy.optimizer.load_state_dict(deepcopy(self.optimizer.state_dict()))
         copy.average.load_state_dict(self.average.state_dict())
-        copy.step, copy.seconds = self.step, self.seconds
+        copy.step, copy.seconds, copy.filled = self.step, self.seconds, self.filled
         return copy
 
     def run(self, until: int, samples: dict[str, Any], tests: HeldOut) -> list[dict[str, Any]]:
@@ -259,17 +293,33 @@ class Training:
         return {name: float(value.detach().mean()) for name, value in terms.items()}
 
     def _line(self, means: dict[str, float], tests: HeldOut) -> dict[str, Any]:
-        line = {"step": self.step, "seconds": self.seconds} | means | dictionary(self.method)
+        line = {"step": self.step, "seconds": self.seconds} | means | self._fits()
         line |= figures(self.averaged, self.config.frozen_blocks, tests)
         line = {name: round(value, 4) for name, value in line.items()}
         print("in-loop" if self.method.config.in_loop else "static", json.dumps(line), flush=True)
         return line
 
-
-def dictionary(method: SPIN) -> dict[str, float]:
-    """Of the fits in the dictionary: reprojection error in pixels of the photo, mean and median."""
-    error = method.supervisor.best.all().error
-    return {"fits_mean_px": float(error.mean()), "fits_median_px": float(error.median())}
+    def _fits(self) -> dict[str, float]:
+        """Of the dictionary: mean and median reprojection error of the photos' fits in pixels of the photo, the share
+        that is better than at first; of the rendered people's, where truth is withheld, the same in pixels of the crop
+        and how far they are from the truth, millimetres."""
+        supervisor = self.method.supervisor
+        keys = self.filled.state()["keys"]
+        error, began = supervisor.best.get(keys).error, self.filled.all().error
+        photo = torch.tensor([key.startswith("photos/") for key in keys], dtype=torch.bool)
+        found = {}
+        for name, rows in (("fits", photo), ("rendered_fits", ~photo)):
+            if rows.any():
+                found |= {
+                    f"{name}_mean_px": float(error[rows].mean()),
+                    f"{name}_median_px": float(error[rows].median()),
+                    f"{name}_improved": float((error < began)[rows].float().mean()),
+                }
+        if self.truth is not None:
+            body = supervisor.body_of(supervisor.best.get(self.truth.keys))
+            off = errors_3d(supervisor.body, body, self.truth.body)
+            found |= {f"rendered_fits_{name}": float(value.mean()) for name, value in off.items()}
+        return found
 
 
 @torch.no_grad()

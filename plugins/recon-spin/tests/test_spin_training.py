@@ -17,7 +17,7 @@ from recon_core.training import TrainingSettings, train
 from recon_spin import supervision
 from recon_spin.best_fits import BestFits, Fits
 from recon_spin.method import SPIN, SPINConfig
-from recon_spin.train import HeldOut, Parts, TrainConfig, Training, batch_of, new_method, with_features
+from recon_spin.train import HeldOut, Parts, TrainConfig, Training, batch_of, new_method, with_features, without_truth
 from recon_std.bodies import load_body
 from recon_std.readers.augmentation import Augmentation, AugmentationSettings
 from recon_std.renderers.warp import WarpRenderer
@@ -135,6 +135,16 @@ def test_truth_supervises_where_it_is_given_and_fits_elsewhere(pictures):
     )
 
 
+def test_a_sample_with_too_few_joints_has_no_fit_and_teaches_its_joints_alone(pictures):
+    method, batch = _method(), _batch(pictures)
+    batch["keypoints2d_confidence"][0, 3:] = 0
+    target = method.supervisor.target(batch, _regressed(method, batch), SIDE)
+    assert f"photos/{batch['id'][0]}" not in method.supervisor.best.state()["keys"]
+    assert target.weight[0] == 0
+    assert torch.isfinite(target.error).all()
+    assert torch.isfinite(method.training_step(batch, 0).per_sample).all()
+
+
 def _regressed(method: SPIN, batch: dict) -> BodyParameters:
     out = method.regress(batch["image"])
     return BodyParameters(out.pose, out.betas, torch.tensor([0.0, 0.0, 3.0]).expand(len(out.betas), 3))
@@ -191,7 +201,7 @@ def test_missing_or_foreign_weights_are_one_line(tmp_path):
 def test_a_copied_training_goes_on_as_the_first_and_the_loop_is_all_that_differs(pictures):
     if assets().status_of("efficientnet-lite0").state != "present":
         pytest.skip(f"asset efficientnet-lite0 is not here: {assets().how_to_get('efficientnet-lite0')}")
-    network = SPINConfig(crop_size=SIDE, pooling="grid", dropout=0.1, fit_iterations=2)
+    network = SPINConfig(crop_size=SIDE, pooling="grid", dropout=0.1, fit_iterations=10)
     config = TrainConfig(steps=3, shared_steps=1, batch=4, report_every=10, spin=network)
     method = new_method(config, in_loop=False)
     first = Parts(method, config.frozen_blocks).eval()
@@ -206,5 +216,23 @@ def test_a_copied_training_goes_on_as_the_first_and_the_loop_is_all_that_differs
         assert line.pop("seconds") > 0
     assert ends[0] == ends[1]
     assert ends[2]["fits_mean_px"] < ends[1]["fits_mean_px"]
+    assert ends[2]["fits_improved"] > ends[1]["fits_improved"] == 0
     epoch = [batch_of(samples, step, config)["id"] for step in (0, 1)]
     assert sorted(epoch[0] + epoch[1]) == sorted(samples["id"])
+
+
+def test_without_truth_rendered_people_are_as_photos_and_their_fits_are_measured():
+    method = _method(first_starts=1)
+    samples = _batch(Pictures(with_truth=True))
+    kept, truth = without_truth(samples)
+    assert not {"pose", "betas", "translation", "has_pose"} & set(kept)
+    method.supervisor.fill(kept, torch.nonzero(kept["has_truth"]).squeeze(1), SIDE)
+    assert sorted(truth.keys) == sorted(method.supervisor.best.state()["keys"])
+    # What supervises is a fit, in every row, and as far from the joints as the dictionary says.
+    target = method.supervisor.target(kept, _regressed(method, samples), SIDE)
+    points = supervision.crop_camera(kept["K"], SIDE).project(method.supervisor.body.keypoints(target.body, "lsp14"))
+    seen = kept["keypoints2d_confidence"]
+    error = ((points - kept["keypoints2d"]).norm(dim=-1) * seen).sum(1) / seen.sum(1)
+    torch.testing.assert_close(error, target.error, atol=0.3, rtol=0)
+    assert not torch.isclose(target.body.betas, samples["betas"]).all(1).any()
+    assert (target.weight == 1).all()
