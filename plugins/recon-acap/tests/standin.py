@@ -48,5 +48,8 @@ class Post:
     def linearized(self, shape: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         return forward_jacobian(self.vertices, shape, pose)
 
+    def encoded(self, vertices: Tensor) -> None:
+        return None
+
     def bends(self, shape: Tensor, pose: Tensor) -> Tensor:
         return 0.4 * pose[:, [0, 3]]

@@ -18,15 +18,18 @@ import trimesh
 from torch import Tensor
 
 from recon_acap import uses
-from recon_acap.fitting import fit_meshes
+from recon_acap.fitting import LatentFitSettings, fit_meshes
 from recon_acap.fitting.embedded import EmbeddedBodies
 from recon_acap.fitting.generator import forward_jacobian
 from recon_acap.fitting.nearest import nearest_on_mesh
-from recon_acap.network import BodyEmbedding, EmbeddingConfig, Template, save_embedding
+from recon_acap.network import BodyEmbedding, EmbeddingConfig, Template, load_embedding, save_embedding
 from recon_acap.prior import COLUMNS, AcapPosePrior
 from recon_acap.registration import register
 from recon_core.cli import main
-from recon_core.structures import Landmarks
+from recon_core.geometry.rotations import axis_angle_to_matrix
+from recon_core.skeletons import SMPL24
+from recon_core.structures import BodyParameters, Landmarks
+from recon_std.bodies import load_body
 
 sys.path.insert(0, str(Path(__file__).parent))
 from standin import Post
@@ -260,3 +263,22 @@ def test_prior_is_exact_where_the_embedding_is_linear() -> None:
     torch.testing.assert_close(prior.log_prob(values), expected.log_prob(values))
     slope = forward_jacobian(lambda code, _: code @ A.T, values[:, :4], values[:, :0])[1]
     torch.testing.assert_close(slope[0], A)
+
+
+def test_the_encoder_is_where_a_posed_mesh_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = EmbeddedBodies(load_embedding())
+    angles = torch.zeros(1, 24, 3)
+    angles[0, SMPL24.index("left_shoulder"), 2], angles[0, SMPL24.index("right_shoulder"), 2] = -1.2, 1.1
+    angles[0, SMPL24.index("left_knee"), 0], angles[0, SMPL24.index("right_hip"), 0] = 0.8, -0.6
+    person = BodyParameters(axis_angle_to_matrix(angles), torch.ones(1, 10), torch.zeros(1, 3))
+    turn = axis_angle_to_matrix(torch.tensor([0.3, 1.0, -0.2]))
+    target = load_body("free")(person).vertices[:, bodies.embedding.source] @ turn.T + torch.tensor([0.0, 1.0, 3.0])
+    settings = LatentFitSettings(iterations=2)
+
+    def distance() -> float:
+        return float((fit_meshes(bodies, target, settings=settings).vertices - target).norm(dim=-1).mean())
+
+    known = distance()
+    monkeypatch.setattr(bodies, "encoded", lambda vertices: None)
+    assert known < 0.03
+    assert known < 0.5 * distance()

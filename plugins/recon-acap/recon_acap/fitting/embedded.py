@@ -59,6 +59,13 @@ class EmbeddedBodies:
             slope.unflatten(2, (3, 3))
         )
 
+    def encoded(self, vertices: Float[Tensor, "B V 3"]) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B P"]] | None:
+        """See `Generator.encoded`: the posteriors' means."""
+        if self.embedding.encoder is None:
+            return None
+        latent = self.embedding.encode(self.embedding.codec.extract(vertices.to(self.embedding.reference.dtype)))
+        return latent.shape.to(vertices), latent.pose.to(vertices)
+
     def bends(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]) -> Float[Tensor, "B 4"]:
         """See `Generator.bends`: R of equation 16, from the coarse features. Raises AssetError for a network without
         base path."""

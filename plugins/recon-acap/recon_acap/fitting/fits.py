@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -21,9 +22,16 @@ from recon_core.geometry.alignment import similarity_alignment
 from recon_core.geometry.cameras import estimate_translation
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.structures import Camera, Landmarks
+from recon_std.fitters.variables import where
 
 WIDE = 3.0
 """By how much outlier scales and reach are widened first (graduated non-convexity, Blake & Zisserman 1987)."""
+
+ENCODINGS = 3
+"""How often a mesh is encoded, each time turned as the body of the last codes: the encoder knows upright bodies."""
+
+PLACE_STEPS, START_STEPS = 10, 6
+"""Steps that place a body whose codes are held, and over all variables, by which starts are compared."""
 
 DTYPE = torch.float64
 """The normal equations of a thousand vertices at 1 mm beside codes of weight 1 are beyond single precision."""
@@ -47,7 +55,8 @@ def fit_meshes(
     frames: int = 1,
     shape: Float[Tensor, "N S"] | None = None,
 ) -> LatentFit:
-    """Codes and places of meshes of the generator's connectivity (eq. 15), metres.
+    """Codes and places of meshes of the generator's connectivity (eq. 15), metres; from the codes of its encoder, where
+    it has one and they are better than the mean body.
 
     frames: that many consecutive rows are one subject's and share its shape. shape: the subjects' shape codes, which
     are then held. Raises EvidenceError for meshes of another connectivity (with the counts) or that are not finite.
@@ -57,7 +66,7 @@ def fit_meshes(
     checks.check_connectivity(vertices, faces, generator.faces, count)
     index = torch.arange(count)
     known = _known(Landmarks(index, vertices), count, s.vertex_noise, "mesh")
-    return _fit(generator, [known], s, frames, shape=shape)
+    return _fit(generator, [known], s, frames, shape=shape, encoded=True)
 
 
 @torch.no_grad()
@@ -159,6 +168,7 @@ def _fit(
     bending: float = 0.0,
     shape: Tensor | None = None,
     up: Tensor | None = None,
+    encoded: bool = False,
 ) -> LatentFit:
     rows = len(evidence[0].confidence)
     if frames < 1 or rows % frames:
@@ -169,6 +179,8 @@ def _fit(
     first = evidence[0]
     if isinstance(first, KnownPoints):
         start = _aligned(first, start, generator)
+        if encoded:
+            start = _encoded(objective, start, first)
         stages = [objective]
         if len(evidence) > 1:
             stages = [objective.with_evidence([first]), objective.widened(WIDE), objective]
@@ -206,6 +218,20 @@ def _aligned(known: KnownPoints, start: LatentVariables, generator: Generator) -
     return LatentVariables(start.shape, start.pose, motion.R.unflatten(0, shape), motion.t.unflatten(0, shape))
 
 
+def _encoded(objective: LatentObjective, start: LatentVariables, mesh: KnownPoints) -> LatentVariables:
+    """The start, or the codes that the encoder gives the meshes as they stand there, where these are better."""
+    subjects, guess = (len(start.shape), start.frames), start
+    for _ in range(ENCODINGS):
+        place = guess.root.flatten(0, 1), guess.translation.flatten(0, 1)[:, None]
+        codes = objective.generator.encoded((mesh.target - place[1]) @ place[0])
+        if codes is None:
+            return start
+        shape = start.shape if objective.shape_held else codes[0].unflatten(0, subjects).mean(1)
+        guess = dataclasses.replace(guess, shape=shape, pose=codes[1].unflatten(0, subjects))
+        guess = _aligned(mesh, guess, objective.generator)
+    return where(objective.evaluate(guess).energy < objective.evaluate(start).energy, guess, start)
+
+
 def _headed(
     objective: LatentObjective, start: LatentVariables, s: LatentFitSettings, up: Tensor | None
 ) -> LatentVariables:
@@ -238,8 +264,8 @@ def _headed(
     wide = objective.widened(WIDE)
     if isinstance(first, PictureJoints):
         placing = wide.rows(torch.arange(N).repeat_interleave(H)).placing()
-        moved = gauss_newton(placing, moved, 10, s.tolerance).variables
-    return moved if H == 1 else best_of(wide, moved, H, 6)
+        moved = gauss_newton(placing, moved, PLACE_STEPS, s.tolerance).variables
+    return moved if H == 1 else best_of(wide, moved, H, START_STEPS)
 
 
 def _upright(up: Float[Tensor, "3"] | None) -> Float[Tensor, "3 3"]:

@@ -36,6 +36,10 @@ class Generator(Protocol):
         """The bodies and their derivatives by the codes, shape before pose."""
         ...
 
+    def encoded(self, vertices: Float[Tensor, "B V 3"]) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B P"]] | None:
+        """A first guess of the codes of meshes that stand as the generator's own do; None where it has no encoder."""
+        ...
+
     def bends(self, shape: Float[Tensor, "B S"], pose: Float[Tensor, "B P"]) -> Float[Tensor, "B H"]:
         """Angles of the hinge joints (elbows, knees), radians, positive where they bend the unnatural way."""
         ...
