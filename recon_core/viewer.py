@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from recon_core.errors import InputError, ReconError
 from recon_core.export.palette import subject_colors
+from recon_core.images import load_image
 from recon_core.plugins import registry
 from recon_core.structures import BodyParameters
 
@@ -26,26 +27,27 @@ PHOTO_SIDE = 1024
 
 @dataclass(frozen=True)
 class ViewedResult:
-    """What the viewer shows: result.json and result.npz of one folder, and its overlay picture.
+    """What the viewer shows: result.json and result.npz of one folder, and the photo or its overlay.
 
     meshes: name -> (vertices (V, 3), faces (F, 3)), camera frame, metres. samples: (P, N, V, 3) vertices of each
-    person's draws, None where the run drew none. K: (3, 3). size: (w, h).
+    person's draws, None where the run drew none. K: (3, 3). size: (w, h). picture: what the camera saw, reduced.
     """
 
     name: str
     meshes: dict[str, tuple[np.ndarray, np.ndarray]]
     K: Float[np.ndarray, "3 3"]
     size: tuple[int, int]
-    overlay: np.ndarray | None
+    picture: UInt8[np.ndarray, "H W 3"] | None
     samples: Float[np.ndarray, "P N V 3"] | None = None
     log_prob: Float[np.ndarray, "P N"] | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def read_result(folder: Path, samples: int = 25) -> ViewedResult:
+def read_result(folder: Path, samples: int = 25, photo: Path | None = None) -> ViewedResult:
     """Read a folder that `recon run` wrote; at most `samples` draws a person are posed.
 
-    Raises InputError when the folder holds no result, or one that cannot be read.
+    photo: the picture itself, to be shown in place of the overlay. Raises InputError when the folder holds no result,
+    or one that cannot be read, and for a photo that is none or not of the result's size.
     """
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder}: no result.json; give a folder that `recon run` wrote, such as out/photo")
@@ -61,21 +63,31 @@ def read_result(folder: Path, samples: int = 25) -> ViewedResult:
         for name in arrays
         if name.startswith("object_") and name.endswith("_vertices")
     }
-    overlay = None
-    if (folder / "overlay.png").is_file():
-        with Image.open(folder / "overlay.png") as picture:
-            picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-            overlay = np.asarray(picture.convert("RGB"))
+    size = (int(arrays["image_size"][0]), int(arrays["image_size"][1]))
+    overlay = folder / "overlay.png"
+    shown = photo or overlay
     return ViewedResult(
         name=folder.name,
         meshes=meshes,
         K=arrays["K"],
-        size=(int(arrays["image_size"][0]), int(arrays["image_size"][1])),
-        overlay=overlay,
+        size=size,
+        picture=_picture(shown, size) if shown != overlay or overlay.is_file() else None,
         samples=_posed(arrays, numbers, samples),
         log_prob=arrays["sample_log_prob"][:, :samples] if "sample_log_prob" in arrays else None,
         numbers=numbers,
     )
+
+
+def _picture(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    pixels = load_image(path).pixels
+    if pixels.shape[:2] != size[::-1]:
+        raise InputError(
+            f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the result is of a photo of {size[0]}x{size[1]}: "
+            f"give the photo that the run read"
+        )
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    return np.asarray(picture)
 
 
 def _posed(arrays: dict[str, np.ndarray], numbers: dict[str, Any], count: int) -> np.ndarray | None:
@@ -104,8 +116,15 @@ def show(server: viser.ViserServer, result: ViewedResult) -> None:
     middle = np.mean([v.mean(0) for v, _ in result.meshes.values()], axis=0) if result.meshes else np.array([0, 0, 3.0])
     width, height = result.size
     fov = 2 * np.arctan(height / 2 / result.K[1, 1])
+    depth = float(middle[2])
+    # Small and thin beside the people, so that its picture does not stand before them.
     camera = scene.add_camera_frustum(
-        "/camera", fov=float(fov), aspect=width / height, scale=0.25 * float(middle[2]), image=result.overlay
+        "/camera",
+        fov=float(fov),
+        aspect=width / height,
+        scale=0.12 * depth,
+        thickness=0.003 * depth,
+        image=result.picture,
     )
     bodies = []
     for (name, (vertices, faces)), color in zip(result.meshes.items(), colors, strict=True):
@@ -129,12 +148,11 @@ def show(server: viser.ViserServer, result: ViewedResult) -> None:
     if result.samples is not None:
         _add_samples(server, result, colors)
 
-    @server.on_client_connect
-    def _(client: viser.ClientHandle) -> None:
-        # Start a little to the side of where the photo was taken, looking at the people.
-        client.camera.up_direction = (0.0, -1.0, 0.0)
-        client.camera.position = (float(middle[0] + 0.6 * middle[2]), float(middle[1] - 0.3), 0.0)
-        client.camera.look_at = middle
+    # Start behind and beside where the photo was taken, with both the camera and the people in sight.
+    view = server.initial_camera
+    view.up = (0.0, -1.0, 0.0)
+    view.position = (float(middle[0] + 0.8 * depth), float(middle[1] - 0.25 * depth), -0.2 * depth)
+    view.look_at = middle
 
 
 def _add_samples(server: viser.ViserServer, result: ViewedResult, colors: np.ndarray) -> None:

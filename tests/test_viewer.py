@@ -61,7 +61,8 @@ def test_result_is_read_with_its_draws_posed(folder):
     result = read_result(folder, samples=2)
     assert set(result.meshes) == {"person_0", "person_1"}
     assert result.size == (320, 240)
-    assert result.overlay is not None
+    assert result.picture is not None
+    assert (result.picture == (10, 20, 30)).all()
     assert result.samples is not None
     assert result.samples.shape[:2] == (2, 2)
     assert result.samples.shape[2:] == result.meshes["person_0"][0].shape
@@ -71,6 +72,18 @@ def test_result_is_read_with_its_draws_posed(folder):
     assert read_result(folder, samples=0).samples is None
 
 
+def test_the_photo_itself_can_be_shown_but_not_another_ones(folder, tmp_path):
+    Image.new("RGB", (320, 240), (200, 0, 0)).save(tmp_path / "photo.png")
+    picture = read_result(folder, 0, tmp_path / "photo.png").picture
+    assert picture is not None
+    assert (picture == (200, 0, 0)).all()
+    Image.new("RGB", (240, 320)).save(tmp_path / "turned.png")
+    with pytest.raises(InputError, match="240x320 pixels, but the result is of a photo of 320x240"):
+        read_result(folder, 0, tmp_path / "turned.png")
+    with pytest.raises(InputError, match="nothing"):
+        read_result(folder, 0, tmp_path / "nothing.png")
+
+
 def test_scene_holds_camera_bodies_and_a_slider_that_moves_the_draw(folder):
     result = read_result(folder)
     with _server(18471) as server:
@@ -78,6 +91,11 @@ def test_scene_holds_camera_bodies_and_a_slider_that_moves_the_draw(folder):
         nodes = server.scene._handle_from_node_name
         assert {"/camera", "/person_0", "/person_1", "/person_0/sample", "/person_1/sample", "/floor"} <= set(nodes)
         assert not nodes["/person_0/sample"].visible
+        # The first look is at the people, from beside and behind the photo's camera.
+        np.testing.assert_allclose(server.initial_camera.look_at, [0, 0, 4], atol=0.5)
+        assert server.initial_camera.position[2] < 0
+        # The camera's picture ends well before the people.
+        assert nodes["/camera"].scale < 1
         slider = next(h for h in server.gui._gui_input_handle_from_uuid.values() if getattr(h, "label", "") == "sample")
         moved = threading.Event()
         slider.on_update(lambda _: moved.set())

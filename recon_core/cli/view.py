@@ -15,11 +15,12 @@ from recon_core.errors import InputError, UsageError
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port of the page.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 for others too.")
 @click.option("--samples", default=25, show_default=True, type=click.IntRange(0), help="Draws a person to show.")
-def command(folder: Path, port: int, host: str, samples: int) -> None:
+@click.option("--photo", type=click.Path(path_type=Path), help="Show this photo itself in place of its overlay.")
+def command(folder: Path, port: int, host: str, samples: int, photo: Path | None) -> None:
     """Look at a result folder in the browser: photo, bodies, samples and camera. Ctrl-C ends it."""
     from recon_core.viewer import read_result, show
 
-    result = read_result(folder, samples)
+    result = read_result(folder, samples, photo)
     try:
         import viser
     except ImportError:
