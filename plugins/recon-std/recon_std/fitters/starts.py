@@ -17,7 +17,7 @@ PLACE_STEPS, PLACE_TOLERANCE, STEPS = 5, 1e-2, 4
 
 UNEXPLAINED = 2.0
 """A fit is poor if more than a quarter of its points are further off than this many times their noise. Outliers of a
-detector are fewer; a limb in the wrong place is more. Chosen on training poses, of which it finds one in eight."""
+detector are fewer; a limb in the wrong place is more. Chosen on training poses, of which about one in twenty is one."""
 
 
 def drawn_poses(priors: list[PriorTerm], count: int) -> Float[Tensor, "N M 23 3"]:
