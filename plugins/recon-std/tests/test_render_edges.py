@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recon_core.geometry.primitives import icosphere
+from recon_core.interfaces import Renderer
 from recon_core.plugins import registry
 from recon_core.rendering import Scene, outline
 from recon_core.structures import Camera, Mesh
@@ -147,3 +148,15 @@ def test_every_renderer_has_it() -> None:
     mesh, lens = sphere(1.6, 2).to(torch.float32), camera((28, 24), torch.float32)
     theirs = registry().create("renderer", "pytorch3d").silhouette(mesh, lens)
     assert torch.allclose(theirs, WARP.silhouette(mesh, lens), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (20, 24), (1, 20), (20, 1)])
+def test_the_shorter_way_gives_what_fragments_give(size: tuple[int, int]) -> None:
+    """The warp renderer draws coverage without fragments; the base class takes it from them. Also with nothing drawn,
+    and where the mesh passes the near plane."""
+    lens = camera(size)
+    for mesh, near in ((sphere(1.8), 0.01), (sphere(0.3), 0.2), (sphere(-3.0), 0.01)):
+        scene = Scene.together([mesh, polygon([(2.3, 2.4), (9.2, 2.4), (9.2, 11.1)], z=1.5)])
+        assert torch.equal(WARP.silhouette(scene, lens, near), Renderer.silhouette(WARP, scene, lens, near))
+    nothing = WARP.silhouette(Scene.separate([]), camera(size, batch=0))
+    assert nothing.shape == (0, 1, size[1], size[0])
