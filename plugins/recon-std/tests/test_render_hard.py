@@ -263,6 +263,7 @@ def test_empty_scenes(name: str, request: pytest.FixtureRequest) -> None:
         assert not fragments.mask.any()
         assert renderer.render(scene, camera, background=0.5, antialias=True).image.eq(0.5).all()
         assert renderer.soft_silhouette(scene, camera).shape == (pictures, 1, 32, 40)
+        assert renderer.silhouette(scene, camera).shape == (pictures, 1, 32, 40)
         assert len(renderer.face_probabilities(scene, camera).face) == 0
 
 
@@ -290,3 +291,20 @@ def test_threads_change_nothing() -> None:
                 assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_picture_of_24_megapixels() -> None:
+    """The half below the diagonal, to the last pixel."""
+    width, height, focal, z = 6000, 4000, 6000.0, 2.0
+    corners = torch.tensor([[width, 0.0], [width, height], [0, height]]) - torch.tensor([width / 2, height / 2])
+    mesh = Mesh(torch.cat([corners * z / focal, torch.full((3, 1), z)], 1)[None], torch.tensor([[0, 1, 2]]))
+    camera = Camera.perspective(focal, (width, height))
+    with torch.no_grad():
+        fragments = WARP.rasterize(mesh, camera)
+        assert fragments.face[0, -1, -1] == 0
+        assert fragments.face[0, 0, 0] == -1
+        assert fragments.mask.sum().item() == pytest.approx(width * height / 2, rel=1e-3)
+        torch.testing.assert_close(fragments.depth[fragments.face >= 0].mean(), torch.tensor(z))
+        del fragments
+        area = WARP.silhouette(mesh, camera).sum(dtype=torch.float64).item()
+    assert area == pytest.approx(width * height / 2, abs=2)
