@@ -88,12 +88,12 @@ def _contours(
         known = edges(mesh.faces)
         # All rows of a vertex beside each other, u then v then z: gathering copies whole lines of memory.
         flat = points.permute(1, 2, 0).reshape(V, 3 * B)
-        corners = flat.index_select(0, mesh.faces.int().T.reshape(-1)).reshape(3, len(mesh.faces), 3 * B)
-        (u1, v1), (u2, v2) = ((corners[i] - corners[0])[:, : 2 * B].split(B, 1) for i in (1, 2))
+        corners = flat.index_select(0, mesh.faces.int().T.reshape(-1)).reshape(3, len(mesh.faces), 3, B)
+        (u1, v1), (u2, v2) = ((corners[i, :, :2] - corners[0, :, :2]).unbind(1) for i in (1, 2))
         front = u1 * v2 > v1 * u2
         # Dividing by a negative depth mirrors a point, and so the turn of its face.
         if near is not None and bool((flat[:, 2 * B :] < 0).any()):
-            behind = corners[..., 2 * B :] < 0
+            behind = corners[:, :, 2] < 0
             front = front ^ behind[0] ^ behind[1] ^ behind[2]
         turns = front.index_select(0, known.faces[:, 0]) != front.index_select(0, known.faces[:, 1].clamp(min=0))
         turns[known.irregular] = True
