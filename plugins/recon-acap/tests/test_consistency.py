@@ -143,3 +143,22 @@ def test_batches_of_calm_and_strained_meshes_are_done_alike() -> None:
     for k in range(2):
         torch.testing.assert_close(both[k : k + 1], consistency(angle[k : k + 1], axis[k : k + 1]))
     torch.testing.assert_close(axis_angle_to_matrix(both), axis_angle_to_matrix(torch.cat([calm, rough])))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_on_any_turns_and_axes_are_joined(seed: int) -> None:
+    """Slabs of a smooth field, each some turns away and about the opposite axis: all come to the root's turn."""
+    vertices, faces = icosphere(3)
+    connectivity = Connectivity(vertices.double(), faces)
+    smooth = torch.tensor([0.0, 0.0, 2.5]).double() + 0.5 * vertices.double()
+    length = smooth.norm(dim=-1)
+    slab = ((vertices[:, 0] + 1.01) * 4).long()
+    generator = torch.Generator().manual_seed(seed)
+    turns = torch.randint(-2, 3, (9,), generator=generator)[slab].double()
+    sense = (torch.randint(0, 2, (9,), generator=generator) * 2 - 1)[slab].double()
+    phase, axis = sense * (length + TURN * turns), sense[:, None] * smooth / length[:, None]
+    tables = Consistency(connectivity)._on(torch.device("cpu"))
+    got = tables.repaired(phase[:, None], axis[:, None])[:, 0]
+    root = int(connectivity.tree[0][0])
+    expected = smooth * (1 + TURN * turns[root] / length)[:, None]
+    torch.testing.assert_close(got[:, None] * axis, expected, rtol=0, atol=1e-9)

@@ -99,6 +99,32 @@ def test_decomposition_multiplies_back_whatever_the_determinant() -> None:
     torch.testing.assert_close(to_affine(to_features(T, plain)), T, rtol=0, atol=1e-9)
 
 
+def test_matrices_without_a_nearest_rotation_are_split_all_the_same() -> None:
+    T = torch.stack([torch.zeros(3, 3), *(torch.diag(torch.tensor(d)) for d in ([1.0, 0, 0], [1, 1, -1], [2, 1, -1]))])
+    for some in (T.double(), T):
+        found = split(some)
+        R = found.rotation
+        torch.testing.assert_close(R.mT @ R, torch.eye(3).to(some).expand(4, 3, 3), rtol=0, atol=1e-6)
+        assert (torch.linalg.det(R) > 0).all()
+        xx, xy, xz, yy, yz, zz = found.stretch.unbind(-1)
+        S = torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
+        torch.testing.assert_close(R @ S, some, rtol=0, atol=1e-6)
+        torch.testing.assert_close(axis_angle_to_matrix(found.axis * found.angle[:, None]), R, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_fused_passes_give_what_the_differentiable_maps_give(pieces: int) -> None:
+    rest, faces = mesh() if pieces == 1 else two_pieces()
+    codec = AcapCodec(rest, faces)
+    vertices = rest + 0.1 * randn(3, *rest.shape)
+    tracked = vertices.clone().requires_grad_()
+    torch.testing.assert_close(codec.affine(vertices), codec.affine(tracked).detach(), rtol=0, atol=1e-11)
+    features = codec.extract(vertices)
+    tracked = features.clone().requires_grad_()
+    torch.testing.assert_close(codec.reconstruct(features), codec.reconstruct(tracked).detach(), rtol=0, atol=1e-11)
+    assert codec.reconstruct(codec.extract(vertices[:0])).shape == (0, *rest.shape)
+
+
 # -- to features and back
 
 

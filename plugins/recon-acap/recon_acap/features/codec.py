@@ -278,4 +278,4 @@ def map_columns(T: Float[Tensor, "B N 3 3"]) -> Float[Tensor, "N3 B3"]:
 
 def _matrices(columns: Float[Tensor, "N3 B3"], batch: int) -> Float[Tensor, "B N 3 3"]:
     """The inverse of `map_columns`."""
-    return columns.view(-1, 3, batch, 3).permute(2, 0, 3, 1)
+    return columns.view(len(columns) // 3, 3, batch, 3).permute(2, 0, 3, 1)
