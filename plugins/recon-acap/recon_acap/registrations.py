@@ -70,7 +70,8 @@ def read_folder(folder: Path, pattern: str, person: Callable[[str], str] = str) 
     files = sorted(p for p in folder.rglob("*") if re.fullmatch(pattern, p.name))
     if not files:
         raise InputError(f"{folder}: holds no file named like {pattern}; give the folder as it was unpacked")
-    meshes, people = [], []
+    meshes: list[Tensor] = []
+    people: list[str] = []
     faces: Tensor | None = None
     for file in files:
         vertices, triangles = read_surface(file)

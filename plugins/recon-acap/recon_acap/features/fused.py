@@ -125,9 +125,10 @@ def launch_over(kernel: wp.Kernel, dim: Sequence[int], arguments: Sequence[Any])
     if not all(dim):
         return
     held = [value.detach().contiguous() if isinstance(value, Tensor) else value for value in arguments]
+    declared: list[Any] = [argument.type for argument in kernel.adj.args]
     given = [
-        wp.from_torch(value, declared.type.dtype, return_ctype=True) if isinstance(value, Tensor) else value
-        for value, declared in zip(held, kernel.adj.args, strict=True)
+        wp.from_torch(value, kind.dtype, return_ctype=True) if isinstance(value, Tensor) else value
+        for value, kind in zip(held, declared, strict=True)
     ]
     (device,) = {value.device for value in arguments if isinstance(value, Tensor)}
     launch(kernel, [tuple(dim)], [given], device)
