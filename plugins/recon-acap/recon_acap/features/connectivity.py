@@ -109,9 +109,9 @@ class Connectivity:
                 f"{name}: {vertices.shape[1]} vertices, the {self.name} has {self.vertex_count}; features compare "
                 "meshes of one connectivity, register others first (recon fit --register)"
             )
-        wrong = ~torch.isfinite(to_tensor(vertices)).all(-1)
-        if wrong.any():
-            mesh, vertex = wrong.nonzero()[0].tolist()
+        finite = torch.isfinite(to_tensor(vertices))
+        if not finite.all():
+            mesh, vertex = (~finite.all(-1)).nonzero()[0].tolist()
             raise InputError(f"{name}: vertex {vertex} of mesh {mesh} is not finite; repair or leave out that mesh")
 
     def check_faces(self, faces: Int[Array, "F 3"], name: str = "mesh") -> None:
