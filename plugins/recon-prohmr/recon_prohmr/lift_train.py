@@ -19,7 +19,6 @@ from torch import Tensor
 from recon_core.interfaces import BodyModel, Settings
 from recon_core.metrics import mpjpe, pa_mpjpe
 from recon_core.structures import BodyParameters
-from recon_prohmr.evaluation import people_of
 from recon_prohmr.skeletons import (
     SKELETON,
     SkeletonNetwork,
@@ -28,13 +27,12 @@ from recon_prohmr.skeletons import (
     joints_in_view,
     lifting_objective,
 )
-from recon_prohmr.train import WeightAverage, mixed_weights, schedule
+from recon_prohmr.train import WeightAverage, people_to_train_on, schedule
 from recon_prohmr.weights import save_network
 from recon_std.bodies import load_body
-from recon_std.encoders.keypoints import KeypointView, keypoint_view
-from recon_std.readers.mocap import MocapDataset
+from recon_std.encoders.keypoints import KeypointView
 from recon_std.synthetic.detection import DetectorErrors
-from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
+from recon_std.synthetic.keypoints import PeopleConfig
 
 
 class LiftTrainConfig(Settings):
@@ -101,14 +99,7 @@ def train(config: LiftTrainConfig, mocap: Path, out: Path, device: str) -> Skele
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     body = load_body("free").to(device)
-    data = MocapDataset(mocap, MocapDataset.Config(split="train"))
-    held_out = MocapDataset(mocap, MocapDataset.Config(split="val"))
-    sampler = KeypointSampler(
-        body, data.poses.to(device), mixed_weights(data, config.even_frames), config.errors, config.people
-    )
-    seen, truth = people_of(body, held_out.poses.to(device), 2000)
-    assert seen.keypoints is not None
-    view = keypoint_view(seen.camera, seen.keypoints)
+    sampler, view, truth = people_to_train_on(config, body, mocap)
     generator = torch.Generator(device).manual_seed(config.seed)
     network = SkeletonNetwork(config.network).to(device)
     first = sampler.sample(4096, generator)

@@ -12,22 +12,26 @@ import math
 import time
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from recon_core.interfaces import Settings
+from recon_core.interfaces import BodyModel, Settings
 from recon_core.structures import BodyParameters
 from recon_prohmr.evaluation import people_of, sample_errors
 from recon_prohmr.network import NetworkConfig, ProHMRNetwork, pose_to_6d, turned
 from recon_prohmr.objective import LossJoints, MadeUp, Weights, discrimination, objective
 from recon_prohmr.weights import load_network, save_network
 from recon_std.bodies import load_body
-from recon_std.encoders.keypoints import keypoint_view
+from recon_std.encoders.keypoints import KeypointView, keypoint_view
 from recon_std.priors.adversarial import PoseDiscriminator
 from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
 from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
+
+if TYPE_CHECKING:
+    from recon_prohmr.lift_train import LiftTrainConfig
 
 
 class TrainConfig(Settings):
@@ -99,6 +103,20 @@ def mixed_weights(data: MocapDataset, even: float) -> Tensor:
     return even / len(data) + (1 - even) * data.sampling_weights
 
 
+def people_to_train_on(
+    config: TrainConfig | LiftTrainConfig, body: BodyModel, mocap: Path
+) -> tuple[KeypointSampler, KeypointView, BodyParameters]:
+    """The source of training people, and 2,000 held-out ones, as seen and as they are. On the body's device."""
+    data = MocapDataset(mocap, MocapDataset.Config(split="train"))
+    held_out = MocapDataset(mocap, MocapDataset.Config(split="val"))
+    device = next(body.buffers()).device
+    weights = mixed_weights(data, config.even_frames)
+    sampler = KeypointSampler(body, data.poses.to(device), weights, config.errors, config.people)
+    seen, truth = people_of(body, held_out.poses.to(device), 2000)
+    assert seen.keypoints is not None
+    return sampler, keypoint_view(seen.camera, seen.keypoints), truth
+
+
 def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: Path | None = None) -> ProHMRNetwork:
     """Run `config`; returns the averaged network. Checkpoint, configuration and log lines go to `out`.
 
@@ -109,14 +127,7 @@ def train(config: TrainConfig, mocap: Path, out: Path, device: str, begin_with: 
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
     body = load_body("free").to(device)
-    data = MocapDataset(mocap, MocapDataset.Config(split="train"))
-    held_out = MocapDataset(mocap, MocapDataset.Config(split="val"))
-    sampler = KeypointSampler(
-        body, data.poses.to(device), mixed_weights(data, config.even_frames), config.errors, config.people
-    )
-    seen, truth = people_of(body, held_out.poses.to(device), 2000)
-    assert seen.keypoints is not None
-    view = keypoint_view(seen.camera, seen.keypoints)
+    sampler, view, truth = people_to_train_on(config, body, mocap)
     generator = torch.Generator(device).manual_seed(config.seed)
     network = ProHMRNetwork(config.network).to(device)
     if begin_with:

@@ -307,7 +307,7 @@ class Training:
         keys = self.filled.state()["keys"]
         error, began = supervisor.best.get(keys).error, self.filled.all().error
         photo = torch.tensor([key.startswith("photos/") for key in keys], dtype=torch.bool)
-        found = {}
+        found: dict[str, float] = {}
         for name, rows in (("fits", photo), ("rendered_fits", ~photo)):
             if rows.any():
                 found |= {
