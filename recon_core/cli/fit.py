@@ -232,7 +232,7 @@ def _in_first_view(
 
 
 def _detector(path: Path) -> Any:
-    from recon_core.pipeline import keypoint_format
+    from recon_core.evidence_files import keypoint_format
     from recon_core.plugins import registry
 
     reader = registry().load("detector", keypoint_format(path))
@@ -289,10 +289,7 @@ def _save(
     overwrite: bool,
 ) -> list[dict[str, Any]]:
     """Write the result; the report of each fit."""
-    from recon_core.export.glb import write_glb
-    from recon_core.export.json_npz import write_json, write_npz
-    from recon_core.export.obj_ply import write_obj, write_ply
-    from recon_core.export.save import RESULT, new_folder
+    from recon_core.cli.fit_method import save_fit
     from recon_core.reconstruction import Reconstruction, people_from_bodies
 
     rows = [found.report.row(i) for i in range(len(found.body))]
@@ -304,13 +301,5 @@ def _save(
     source = picture.path if with_photo else path
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     result = Reconstruction(source, digest, picture.pixels, fitter, camera, people, settings=settings, body_model=body)
-    if with_photo:
-        result.save(folder, ("ply", "obj"), overwrite=overwrite)
-        return rows
-    with new_folder(folder, overwrite) as partial:
-        write_npz(result, partial / "result.npz")
-        write_glb(result, partial / "scene.glb")
-        write_ply(result, partial)
-        write_obj(result, partial)
-        write_json(result, partial / RESULT)
+    save_fit(result, with_photo, folder, overwrite)
     return rows

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recon_core.config import Configuration
     from recon_core.images import Photo
     from recon_core.interfaces import Method
+    from recon_core.reconstruction import Reconstruction
     from recon_core.structures import Camera, Landmarks, Observation, Prediction
 
 UNITS = {"metres": 1.0, "centimetres": 0.01, "millimetres": 0.001}
@@ -172,10 +173,6 @@ def _save(
     overwrite: bool,
     settings: Mapping[str, Any],
 ) -> None:
-    from recon_core.export.glb import write_glb
-    from recon_core.export.json_npz import write_json, write_npz
-    from recon_core.export.obj_ply import write_obj, write_ply
-    from recon_core.export.save import RESULT, new_folder
     from recon_core.reconstruction import Reconstruction, scene_objects
 
     frame = (0.0, 0.0, float(picture.size[0]), float(picture.size[1]))
@@ -185,6 +182,16 @@ def _save(
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     camera = observation.camera[0]
     result = Reconstruction(source, digest, picture.pixels, name, camera, objects=objects, settings={name: settings})
+    save_fit(result, with_photo, folder, overwrite)
+
+
+def save_fit(result: Reconstruction, with_photo: bool, folder: Path, overwrite: bool) -> None:
+    """Write what was fitted, as meshes too; drawn over the photo where one was given."""
+    from recon_core.export.glb import write_glb
+    from recon_core.export.json_npz import write_json, write_npz
+    from recon_core.export.obj_ply import write_obj, write_ply
+    from recon_core.export.save import RESULT, new_folder
+
     if with_photo:
         result.save(folder, ("ply", "obj"), overwrite=overwrite)
         return

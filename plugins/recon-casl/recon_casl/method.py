@@ -188,11 +188,10 @@ class CASL(Method):
     def explain(self, cut: Float[Tensor, "B 4 S S"]) -> tuple[Attributes, dict[str, Tensor]]:
         """What `read` gives of photos on black, refined, with the photos' own colours where they are seen; and
         mask_iou_before and mask_iou, which say how far refining helped. `config` says what of it is done."""
-        found = self.read(cut)
+        found, flow = self._read(cut)
         extra: dict[str, Tensor] = {}
         if not len(cut):
             return found, extra
-        flow = self.model.texture.flow(self.reduced(cut))
         if self.config.refine:
             better = refined(self.model, self.objective, self.renderer, cut, found, flow, self.config.refine)
             before, after = (overlap(self.model, self.renderer, cut, a) for a in (found, better))
@@ -204,9 +203,14 @@ class CASL(Method):
 
     def read(self, cut: Float[Tensor, "B 4 S S"]) -> Attributes:
         """The attributes of photos on black, with their masks, of any size; colours are taken at that size."""
+        return self._read(cut)[0]
+
+    def _read(self, cut: Float[Tensor, "B 4 S S"]) -> tuple[Attributes, Float[Tensor, "B 2 H W"]]:
+        """`read`, and the flow of its texture."""
         small = self.reduced(cut)
         found, _ = self._from_elsewhere(self.model.encode(small), small[:, 3:])
-        return dataclasses.replace(found, texture=texture(cut, self.model.texture.flow(small)))
+        flow = self.model.texture.flow(small)
+        return dataclasses.replace(found, texture=texture(cut, flow)), flow
 
     def reduced(self, cut: Float[Tensor, "B 4 S S"]) -> Float[Tensor, "B 4 s s"]:
         """At the size that the encoders read."""
@@ -285,9 +289,7 @@ class CASL(Method):
         self._drawn = drawn.detach()
         return loss
 
-    def _from_elsewhere(
-        self, found: Attributes, mask: Float[Tensor, "B 1 S S"]
-    ) -> tuple[Attributes, list[LossValue]]:
+    def _from_elsewhere(self, found: Attributes, mask: Float[Tensor, "B 1 S S"]) -> tuple[Attributes, list[LossValue]]:
         """The same from the views that explain the masks best, and what pulls the camera there."""
         azimuths, elevations = self.config.hypotheses
         if azimuths * elevations == 1:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_core.interfaces import BodyModel, Settings
+from recon_core.interfaces import BodyModel
 from recon_core.metrics import mpjpe, pa_mpjpe
 from recon_core.structures import BodyParameters
 from recon_prohmr.skeletons import (
@@ -27,36 +27,20 @@ from recon_prohmr.skeletons import (
     joints_in_view,
     lifting_objective,
 )
-from recon_prohmr.train import WeightAverage, people_to_train_on, schedule
+from recon_prohmr.train import PeopleTrainConfig, WeightAverage, people_to_train_on, schedule
 from recon_prohmr.weights import save_network
 from recon_std.bodies import load_body
 from recon_std.encoders.keypoints import KeypointView
-from recon_std.synthetic.detection import DetectorErrors
-from recon_std.synthetic.keypoints import PeopleConfig
 
 
-class LiftTrainConfig(Settings):
-    """One training run; the thesis' (section 4.6.3) in brackets."""
+class LiftTrainConfig(PeopleTrainConfig):
+    """One training run; the thesis' (section 4.6.3): 300,000 steps of 64, at a learning rate of 0.0001."""
 
-    seed: int = 0
-    steps: int = 20000
-    """(300,000)"""
-    minutes: float | None = None
-    """Wall-clock limit. The learning rate then falls with the time used, so that the run always ends cooled down."""
     batch: int = 512
-    """(64)"""
-    learning_rate: float = 1e-3
-    """(0.0001)"""
     warm_up: int = 200
-    average: float = 0.999
-    """Decay of the running average of the weights, which is what is kept."""
     gradient_limit: float = 10.0
-    even_frames: float = 0.5
-    """Share of frames drawn evenly; the rest are drawn by action (MocapDataset.sampling_weights)."""
     network: SkeletonNetworkConfig = SkeletonNetworkConfig()
     weights: SkeletonWeights = SkeletonWeights()
-    people: PeopleConfig = PeopleConfig()
-    errors: DetectorErrors = DetectorErrors()
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import math
 import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,35 +29,37 @@ from recon_std.readers.mocap import MocapDataset
 from recon_std.synthetic.detection import DetectorErrors
 from recon_std.synthetic.keypoints import KeypointSampler, PeopleConfig
 
-if TYPE_CHECKING:
-    from recon_prohmr.lift_train import LiftTrainConfig
 
-
-class TrainConfig(Settings):
-    """One training run."""
+class PeopleTrainConfig(Settings):
+    """What every training on made-up people has: the people, and the clock."""
 
     seed: int = 0
     steps: int = 20000
     minutes: float | None = None
     """Wall-clock limit. The learning rate then falls with the time used, so that the run always ends cooled down."""
-    batch: int = 4096
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warm_up: int = 500
     average: float = 0.999
     """Decay of the running average of the weights, which is what is kept."""
+    even_frames: float = 0.5
+    """Share of frames drawn evenly; the rest are drawn by action (MocapDataset.sampling_weights)."""
+    people: PeopleConfig = PeopleConfig()
+    errors: DetectorErrors = DetectorErrors()
+
+
+class TrainConfig(PeopleTrainConfig):
+    """One training run."""
+
+    batch: int = 4096
+    weight_decay: float = 1e-4
+    warm_up: int = 500
     gradient_limit: float = 1.0
     unlabelled: float = 0.0
     """Share of people whose body is withheld, as of photos with 2D joints alone (the thesis: COCO and MPII)."""
     discriminator_rate: float = 1e-4
     """Learning rate of the discriminator, where weights.mode_adv or weights.exp_adv want one."""
-    even_frames: float = 0.5
-    """Share of frames drawn evenly; the rest are drawn by action (MocapDataset.sampling_weights)."""
     bfloat16: bool = False
     network: NetworkConfig = NetworkConfig()
     weights: Weights = Weights()
-    people: PeopleConfig = PeopleConfig()
-    errors: DetectorErrors = DetectorErrors()
 
 
 class WeightAverage:
@@ -104,7 +105,7 @@ def mixed_weights(data: MocapDataset, even: float) -> Tensor:
 
 
 def people_to_train_on(
-    config: TrainConfig | LiftTrainConfig, body: BodyModel, mocap: Path
+    config: PeopleTrainConfig, body: BodyModel, mocap: Path
 ) -> tuple[KeypointSampler, KeypointView, BodyParameters]:
     """The source of training people, and 2,000 held-out ones, as seen and as they are. On the body's device."""
     data = MocapDataset(mocap, MocapDataset.Config(split="train"))
