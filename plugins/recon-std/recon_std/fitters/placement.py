@@ -11,7 +11,7 @@ from recon_core.geometry.alignment import similarity_alignment
 from recon_core.geometry.cameras import estimate_translation
 from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_std.fitters.evidence import Evidence, Points3D, ScanPoints
-from recon_std.fitters.levenberg_marquardt import minimise
+from recon_std.fitters.fused import minimise
 from recon_std.fitters.objective import Objective
 from recon_std.fitters.variables import Variables, where
 

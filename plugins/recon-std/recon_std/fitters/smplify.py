@@ -15,7 +15,8 @@ from torch import Tensor
 from recon_core.errors import UsageError
 from recon_core.interfaces import BodyModel, Fitter, Prior, Settings
 from recon_core.structures import BodyParameters, FitResult, Observation
-from recon_std.fitters.levenberg_marquardt import Minimum, minimise
+from recon_std.fitters.fused import minimise
+from recon_std.fitters.levenberg_marquardt import Minimum
 from recon_std.fitters.placement import place
 from recon_std.fitters.problem import FitSettings, Problem
 from recon_std.fitters.starts import best_start, drawn_poses, second_chance

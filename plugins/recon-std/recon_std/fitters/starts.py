@@ -9,7 +9,8 @@ from torch import Tensor
 from recon_core.errors import UsageError
 from recon_std.fitters.curvature import PriorTerm
 from recon_std.fitters.evidence import ScanPoints
-from recon_std.fitters.levenberg_marquardt import Minimum, minimise
+from recon_std.fitters.fused import minimise
+from recon_std.fitters.levenberg_marquardt import Minimum
 from recon_std.fitters.objective import Objective
 from recon_std.fitters.variables import Variables, with_rows
 

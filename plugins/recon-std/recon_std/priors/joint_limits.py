@@ -80,6 +80,11 @@ class JointLimitsPrior(Prior):
         for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=name in ("lower", "upper"))
 
+    @property
+    def hinges(self) -> tuple[Float[Tensor, "69"], Float[Tensor, "69"]]:
+        """The hinge's weight on each number, 0 but for elbows and knees, and the sign of its unnatural side."""
+        return self._hinge_weight, self._hinge_sign
+
     def terms(self, values: Float[Tensor, "B 69"]) -> dict[str, Float[Tensor, "B 69"]]:
         """Energy of each number in nats, by part: "hinge" (non-zero on four columns) and "range"."""
         return {
