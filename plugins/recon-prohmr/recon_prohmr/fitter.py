@@ -207,7 +207,5 @@ def _reprojection(evidence: Sequence[Evidence], at: Evaluation) -> Float[Tensor,
     """Confidence-weighted mean distance of the 2D joints in pixels, NaN without any."""
     for e, measured in zip(evidence, at.measured, strict=True):
         if isinstance(e, Joints2D):
-            v = at.variables
-            points = v.points(measured.levers[:, 0], measured.mass, e.basis.root_joint(v.betas))
-            return e.pixel_error(points)[:, 0]
+            return e.pixel_error(measured.residuals.value)[:, 0]
     return torch.full_like(at.energy, torch.nan)

@@ -11,9 +11,11 @@ from recon_core.geometry.rotations import axis_angle_to_matrix
 from recon_core.interfaces import BodyModel, Prior
 from recon_core.structures import BodyParameters, Camera, Keypoints, Observation
 from recon_std.bodies import load_body
+from recon_std.fitters.levenberg_marquardt import Minimum
 from recon_std.fitters.problem import Problem
 from recon_std.fitters.smplify import SmplifyFitter, SmplifySettings
 from recon_std.fitters.starts import poor
+from recon_std.fitters.variables import Variables
 from recon_std.priors.gmm import GaussianMixturePrior
 from recon_std.priors.joint_limits import JointLimitsPrior
 from recon_std.priors.shape import ShapePrior
@@ -84,3 +86,23 @@ def test_a_second_chance_finds_lower_energy(
     # Without a prior over the pose there is nothing to draw from, and nothing to refuse.
     alone = SmplifyFitter(ONCE.model_copy(update={"retries": 2})).fit(photo, start, body)
     assert torch.isfinite(alone.report.energy).all()
+
+
+def test_a_later_minimum_counts_where_it_is_no_higher() -> None:
+    def minimum(value: float, energies: list[float], steps: int) -> Minimum:
+        B = len(energies)
+        at = Variables(
+            torch.full((B, 23, 3), value),
+            torch.full((B, 10), value),
+            torch.eye(3).repeat(B, 1, 1, 1),
+            torch.zeros(B, 1, 3),
+        )
+        done = torch.full((B,), value > 0)
+        return Minimum(at, torch.tensor(energies), torch.full((B,), steps), done)
+
+    rows = torch.tensor([3, 0, 2])
+    both = minimum(0.0, [5.0, 5.0, 5.0, 5.0], 4).improved(rows, minimum(1.0, [4.0, 6.0, torch.nan], 3))
+    assert both.energy.tolist() == [5.0, 5.0, 5.0, 4.0]
+    assert both.variables.betas[:, 0].tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert both.converged.tolist() == [False, False, False, True]
+    assert both.iterations.tolist() == [7, 4, 7, 7]

@@ -99,9 +99,9 @@ class Joints2D(Batched):
         valid = ~(behind & (self.confidence > 0)).flatten(1).any(1)
         return _robust(uv - self.target, jacobian, self.confidence, self.outlier, valid)
 
-    def pixel_error(self, points: Float[Tensor, "N V 3 K"]) -> Float[Tensor, "N V"]:
-        """Confidence-weighted mean distance in pixels; NaN for a view without joints."""
-        distance = (self.projected(points)[0] - self.target).norm(dim=2) * self.noise[..., None]
+    def pixel_error(self, residuals: Float[Tensor, "N V 2 K"]) -> Float[Tensor, "N V"]:
+        """Confidence-weighted mean distance in pixels of whitened residuals; NaN for a view without joints."""
+        distance = residuals.norm(dim=2) * self.noise[..., None]
         return (self.confidence * distance).sum(-1) / self.confidence.sum(-1)
 
     def for_camera(self) -> Self:

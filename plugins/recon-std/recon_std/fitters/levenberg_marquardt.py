@@ -29,13 +29,15 @@ class Minimum:
     iterations: Int[Tensor, " N"]
     converged: Bool[Tensor, " N"]
 
-    def with_rows(self, rows: Int[Tensor, " M"], later: Minimum) -> Minimum:
-        """Some rows taken from a minimum found later, of just these; their iterations added up."""
+    def improved(self, rows: Int[Tensor, " M"], later: Minimum) -> Minimum:
+        """With some rows taken from a later minimum of just these, where that is no higher; their iterations add up."""
+        lower = later.energy <= self.energy[rows]
+        taken, iterations = rows[lower], self.iterations.index_add(0, rows, later.iterations)
         return Minimum(
-            with_rows(self.variables, rows, later.variables),
-            self.energy.index_copy(0, rows, later.energy),
-            self.iterations.index_add(0, rows, later.iterations),
-            self.converged.index_copy(0, rows, later.converged),
+            with_rows(self.variables, taken, later.variables[lower]),
+            self.energy.index_copy(0, taken, later.energy[lower]),
+            iterations,
+            self.converged.index_copy(0, taken, later.converged[lower]),
         )
 
 

@@ -16,9 +16,8 @@ from recon_core.structures import BodyParameters, FitReport, FitResult, Observat
 from recon_std.fitters.curvature import prior_terms
 from recon_std.fitters.evidence import Joints2D
 from recon_std.fitters.gather import Noise, Sampling, gather
-from recon_std.fitters.kinematics import pose
 from recon_std.fitters.loss_terms import loss_terms
-from recon_std.fitters.objective import Objective
+from recon_std.fitters.objective import Evaluation, Objective
 from recon_std.fitters.variables import Variables, ViewMode, Views, where
 
 
@@ -93,7 +92,7 @@ class Problem:
             energy=spread(energy),
             iterations=spread(iterations),
             converged=spread(converged),
-            reprojection_px=self._reprojection(found),
+            reprojection_px=torch.where(spread(diverged), self._reprojection(before), self._reprojection(after)),
             reason=spread(reason),
             terms={name: spread(value) for name, value in terms.items()},
         )
@@ -107,10 +106,8 @@ class Problem:
         )
         return FitResult(body, report, self.observation.camera)
 
-    def _reprojection(self, found: Variables) -> Float[Tensor, " B"]:
-        for e in self.objective.evidence:
+    def _reprojection(self, at: Evaluation) -> Float[Tensor, " B"]:
+        for e, measured in zip(self.objective.evidence, at.measured, strict=True):
             if isinstance(e, Joints2D):
-                levers = e.basis.levers(pose(found.angles), found.betas)
-                points = found.points(levers[:, 0], e.basis.mass, e.basis.root_joint(found.betas))
-                return self.views.unfold(e.pixel_error(points))
-        return found.betas.new_full((len(self.observation),), torch.nan)
+                return self.views.unfold(e.pixel_error(measured.residuals.value))
+        return at.variables.betas.new_full((len(self.observation),), torch.nan)

@@ -16,9 +16,9 @@ from recon_std.fitters.variables import Variables, with_rows
 
 PLACE_STEPS, PLACE_TOLERANCE, STEPS = 5, 1e-2, 4
 
-UNEXPLAINED = 2.0
+UNEXPLAINED = 1.2
 """A fit is poor if more than a quarter of its points are further off than this many times their noise. Outliers of a
-detector are fewer; a limb in the wrong place is more. Chosen on training poses, of which about one in twenty is one."""
+detector are fewer; a limb in the wrong place is more. Chosen on training poses, of which one in six to three is one."""
 
 
 def drawn_poses(priors: list[PriorTerm], count: int) -> Float[Tensor, "N M 23 3"]:

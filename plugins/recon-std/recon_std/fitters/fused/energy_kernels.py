@@ -66,10 +66,9 @@ def functions(dtype: torch.dtype) -> SimpleNamespace:
         best = real(0.0)
         for c in range(p.peaks.shape[0]):
             away = w.tried[s] - p.means[c]
-            w.away[s] = away
             pull = row()
             for i in range(angles):
-                pull += w.away_at[s, i] * p.precisions[c, i]
+                pull += away[i] * p.precisions[c, i]
             likely = p.peaks[c] - half * wp.dot(away, pull)
             if c == 0 or likely > best:
                 best = likely

@@ -111,7 +111,6 @@ def _work(t: Any, slots: int, basis: PointBasis, like: Tensor) -> Any:
         "pixels": (K, 2),
         "depths": (K,),
         "weights": (K,),
-        "away": (LANES,),
         "pull": (LANES,),
         "jacobian": (2 * K, LANES),
         # Written three rows at a time.
@@ -122,7 +121,7 @@ def _work(t: Any, slots: int, basis: PointBasis, like: Tensor) -> Any:
         "step": (LANES,),
     }
     room = {name: like.new_zeros(slots, *shape) for name, shape in shapes.items()}
-    rows = ("tried", "offsets", "away", "jacobian", "data", "gradient", "factor", "step")
+    rows = ("tried", "offsets", "jacobian", "data", "gradient", "factor", "step")
     values = room | {f"{name}_at": room[name] for name in rows}
     values["offsets_at"] = room["offsets"].view(slots, -1, 3)
     values |= {f"{name}_few": room[name].unflatten(-1, (-1, SHAPES)) for name in ("factor", "step")}

@@ -97,8 +97,6 @@ def types(dtype: torch.dtype) -> SimpleNamespace:
         pixels: wp.array2d(dtype=vec2)
         depths: wp.array2d(dtype=real)
         weights: wp.array2d(dtype=real)
-        away: wp.array(dtype=row)
-        away_at: wp.array2d(dtype=real)
         pull: wp.array(dtype=row)
         active: wp.array(dtype=int)
         jacobian: wp.array2d(dtype=row)
