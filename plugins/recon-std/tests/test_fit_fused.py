@@ -103,6 +103,19 @@ def test_takes_the_steps_of_the_batched_way(body: BodyModel, case: str, steps: i
         assert (found.energy < 0.7 * objective.evaluate(start).energy).all()
 
 
+def test_a_refused_step_leaves_the_likeliest_component_as_it_was(body: BodyModel) -> None:
+    """Components so near each other that most steps change over, and evidence so far off that some are refused."""
+    objective, start = objective_of(body, {"gmm": 1.0}), variables()
+    mixture = objective.priors[0].prior
+    g = torch.Generator().manual_seed(5)
+    mixture.means = 0.2 * torch.randn(8, 69, generator=g, dtype=torch.float64)
+    tightness = torch.linspace(2, 300, 8, dtype=torch.float64)
+    mixture.precisions = tightness[:, None, None] * torch.eye(69, dtype=torch.float64)
+    mixture.log_peaks = 34 * tightness.log()
+    expected = levenberg_marquardt.minimise(objective, start, 7, 1e-9)
+    assert apart(launching.fused(objective, start, 7, 1e-9).variables, expected.variables) < 1e-8
+
+
 def test_moves_a_held_body(body: BodyModel) -> None:
     start = variables()
     objective = objective_of(body, EVERY).holding(start)

@@ -62,7 +62,7 @@ def functions(dtype: torch.dtype) -> SimpleNamespace:
 
     @wp.func
     def mixture(p: Priors, w: Work, s: int) -> real:
-        # Energy of the likeliest component, which `active` names, and its gradient `pull` (`gmm.quadratic`).
+        # Energy of the likeliest component, which `likeliest` names, and its gradient `pull` (`gmm.quadratic`).
         best = real(0.0)
         for c in range(p.peaks.shape[0]):
             away = w.tried[s] - p.means[c]
@@ -72,7 +72,7 @@ def functions(dtype: torch.dtype) -> SimpleNamespace:
             likely = p.peaks[c] - half * wp.dot(away, pull)
             if c == 0 or likely > best:
                 best = likely
-                w.active[s] = c
+                w.likeliest[s] = c
                 w.pull[s] = pull
         return p.peak - best
 
@@ -180,8 +180,9 @@ def functions(dtype: torch.dtype) -> SimpleNamespace:
 
     @wp.func
     def add_priors(b: Points, p: Priors, w: Work, n: int, s: int):
-        # To the gradient; of the curvature the diagonal alone: the mixture's precision is left to the solver.
+        # To the gradient; of the curvature the diagonal alone: the precision of `component` is left to the solver.
         if p.gmm > zero:
+            w.component[s] = w.likeliest[s]
             w.gradient[s] += p.gmm * w.pull[s]
         for i in range(angles):
             value = w.tried_at[s, i]

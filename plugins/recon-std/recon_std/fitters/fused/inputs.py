@@ -125,7 +125,7 @@ def _work(t: Any, slots: int, basis: PointBasis, like: Tensor) -> Any:
     values = room | {f"{name}_at": room[name] for name in rows}
     values["offsets_at"] = room["offsets"].view(slots, -1, 3)
     values |= {f"{name}_few": room[name].unflatten(-1, (-1, SHAPES)) for name in ("factor", "step")}
-    values["active"] = torch.zeros(slots, dtype=torch.int32, device=like.device)
+    values |= {name: torch.zeros(slots, dtype=torch.int32, device=like.device) for name in ("likeliest", "component")}
     kinds = {
         t.row: (*rows, "pull"),
         t.few: ("factor_few", "step_few"),

@@ -83,8 +83,8 @@ def types(dtype: torch.dtype) -> SimpleNamespace:
     @wp.struct
     class Work:
         """Room for one person's numbers, which the people of one launch on a CPU use in turn; the first dimension is
-        the slot. tried: the angles and betas at which the energy was last taken; the rest is as of then, but for what
-        `linearize` writes: jacobian, data, gradient, diagonal."""
+        the slot. tried: the angles and betas at which the energy was last taken; the rest is as of then (likeliest: the
+        mixture's component), but for what `linearize` writes: jacobian, data, gradient, diagonal, component."""
 
         tried: wp.array(dtype=row)
         tried_at: wp.array2d(dtype=real)
@@ -98,7 +98,7 @@ def types(dtype: torch.dtype) -> SimpleNamespace:
         depths: wp.array2d(dtype=real)
         weights: wp.array2d(dtype=real)
         pull: wp.array(dtype=row)
-        active: wp.array(dtype=int)
+        likeliest: wp.array(dtype=int)
         jacobian: wp.array2d(dtype=row)
         jacobian_at: wp.array3d(dtype=real)
         data: wp.array2d(dtype=row)
@@ -106,6 +106,7 @@ def types(dtype: torch.dtype) -> SimpleNamespace:
         gradient: wp.array(dtype=row)
         gradient_at: wp.array2d(dtype=real)
         diagonal: wp.array2d(dtype=real)
+        component: wp.array(dtype=int)
         factor: wp.array2d(dtype=row)
         factor_at: wp.array3d(dtype=real)
         factor_few: wp.array3d(dtype=few)

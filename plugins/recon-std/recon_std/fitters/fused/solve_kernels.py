@@ -42,7 +42,7 @@ def kernels(dtype: torch.dtype) -> SimpleNamespace:
         for i in range(columns):
             line = w.data[s, i]
             if i < angles and p.gmm > zero:
-                line += ((one + lam) * p.gmm) * p.precisions[w.active[s], i]
+                line += ((one + lam) * p.gmm) * p.precisions[w.component[s], i]
             w.factor[s, i] = line
             w.factor_at[s, i, i] += (one + lam) * w.diagonal[s, i] + lam * floor_of(w, s, i)
             w.factor_at[s, i, columns] = w.gradient_at[s, i]
@@ -78,7 +78,7 @@ def kernels(dtype: torch.dtype) -> SimpleNamespace:
         bent = row()
         if p.gmm > zero:
             for i in range(angles):
-                bent += (p.gmm * w.step_at[s, i]) * p.precisions[w.active[s], i]
+                bent += (p.gmm * w.step_at[s, i]) * p.precisions[w.component[s], i]
         stretch = wp.dot(bent, w.step[s])
         for i in range(columns):
             stretch += (w.diagonal[s, i] + floor_of(w, s, i)) * w.step_at[s, i] * w.step_at[s, i]
