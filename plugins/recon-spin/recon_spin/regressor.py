@@ -7,18 +7,22 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recon_core.geometry.rotations import matrix_to_rotation_6d, rotation_6d_to_matrix
+from recon_spin.pooling import Joints
 
 
 class Regressed(NamedTuple):
     """pose: (B, 24, 3, 3), row 0 from the body frame (y up) to the camera frame (y down). betas: (B, 10).
-    camera: (B, 3) weak-perspective (s, tx, ty) of the crop. pose_6d: (B, 144), 24 row-major 3 x 2 matrices."""
+    camera: (B, 3) weak-perspective (s, tx, ty) of the crop. pose_6d: (B, 144), 24 row-major 3 x 2 matrices. joints:
+    what pooling found in the crop, None where it does not look for joints."""
 
     pose: Float[Tensor, "B 24 3 3"]
     betas: Float[Tensor, "B 10"]
     camera: Float[Tensor, "B 3"]
     pose_6d: Float[Tensor, "B 144"]
+    joints: Joints | None = None
 
 
 class IterativeRegressor(nn.Module):
@@ -57,13 +61,19 @@ class IterativeRegressor(nn.Module):
         self.init_shape.copy_(betas[None])
         self.init_cam.copy_(camera[None])
 
-    def forward(self, features: Float[Tensor, "B C"], iterations: int = 3) -> Regressed:
-        """The estimate after `iterations` corrections (three in the paper)."""
+    def forward(self, features: Float[Tensor, "B C"], iterations: int = 3, columns: slice = slice(None)) -> Regressed:
+        """The estimate after `iterations` corrections (three in the paper). columns: which of the features are given;
+        the others are 0."""
         batch = len(features)
-        pose, betas, camera = (x.expand(batch, -1) for x in (self.init_pose, self.init_shape, self.init_cam))
+        estimate = torch.cat([self.init_pose, self.init_shape, self.init_cam], 1).expand(batch, -1)
+        sizes = [x.shape[1] for x in (self.init_pose, self.init_shape, self.init_cam)]
+        of_features, of_estimate = self.fc1.weight.tensor_split([-sum(sizes)], 1)
+        # The first layer is linear and the features stay as they are: their part of it is computed once.
+        read = F.linear(features, of_features[:, columns], self.fc1.bias)
         for _ in range(iterations):
-            x = self.drop1(self.fc1(torch.cat([features, pose, betas, camera], 1)))
+            x = self.drop1(read + F.linear(estimate, of_estimate))
             x = self.drop2(self.fc2(x))
-            pose, betas, camera = pose + self.decpose(x), betas + self.decshape(x), camera + self.deccam(x)
+            estimate = estimate + torch.cat([self.decpose(x), self.decshape(x), self.deccam(x)], 1)
+        pose, betas, camera = estimate.split(sizes, 1)
         rotations = rotation_6d_to_matrix(pose.unflatten(1, (24, 6)), "rows")
         return Regressed(rotations, betas, camera, pose)

@@ -17,7 +17,9 @@ from recon_core.training import TrainingSettings, train
 from recon_spin import supervision
 from recon_spin.best_fits import BestFits, Fits
 from recon_spin.method import SPIN, SPINConfig
-from recon_spin.train import HeldOut, Parts, TrainConfig, Training, batch_of, new_method, with_features, without_truth
+from recon_spin.samples import HeldOut, Parts, batch_of, with_features, without_truth
+from recon_spin.settings import TrainConfig
+from recon_spin.train import Training, new_method
 from recon_std.bodies import load_body
 from recon_std.readers.augmentation import Augmentation, AugmentationSettings
 from recon_std.renderers.warp import WarpRenderer
@@ -201,7 +203,7 @@ def test_missing_or_foreign_weights_are_one_line(tmp_path):
 def test_a_copied_training_goes_on_as_the_first_and_the_loop_is_all_that_differs(pictures):
     if assets().status_of("efficientnet-lite0").state != "present":
         pytest.skip(f"asset efficientnet-lite0 is not here: {assets().how_to_get('efficientnet-lite0')}")
-    network = SPINConfig(crop_size=SIDE, pooling="grid", dropout=0.1, fit_iterations=10)
+    network = SPINConfig(crop_size=SIDE, pooling="joints", dropout=0.1, fit_iterations=10)
     config = TrainConfig(steps=3, shared_steps=1, batch=4, report_every=10, spin=network)
     method = new_method(config, in_loop=False)
     first = Parts(method, config.frozen_blocks).eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import recon_spin.weights
 from recon_core.assets import assets
 from recon_core.cli import main
 from recon_core.errors import AssetError
@@ -16,10 +19,13 @@ from recon_core.export.json_npz import ResultRecord
 from recon_core.structures import BodyParameters, Camera, Observation
 from recon_spin.evaluation import errors_2d, errors_3d
 from recon_spin.method import SPIN, WEIGHTS, SPINConfig
-from recon_spin.train import Parts
-from recon_spin.weights import save_method
+from recon_spin.samples import Parts
+from recon_spin.settings import TrainConfig
+from recon_spin.weights import NETWORK, save_method
 from recon_std.bodies import load_body
 from recon_std.synthetic.dataset import SyntheticDataset
+
+CONFIGS = ("first", "second", "loop")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,16 @@ def test_the_shipped_weights_are_the_catalogues_and_small():
     assert status.path is not None
     assert status.path.stat().st_size == status.asset.size <= 20e6
     assert (status.path.parent / "README.md").is_file()
+
+
+def test_the_configurations_beside_the_weights_are_read_and_the_last_is_of_this_network(shipped):
+    folder = Path(recon_spin.weights.__file__).parent
+    configs = {name: TrainConfig(**tomllib.loads((folder / f"{name}.toml").read_text())) for name in CONFIGS}
+    assert {file.stem for file in folder.glob("*.toml")} == set(configs)
+    for setting in NETWORK:
+        assert getattr(configs["second"].spin, setting) == getattr(shipped.config, setting)
+    logged = [json.loads(line) for line in (folder / "training" / "second.jsonl").read_text().splitlines()]
+    assert logged[-1]["step"] == configs["second"].steps
 
 
 def test_bodies_of_rendered_people_are_nearer_the_truth_than_the_mean_body(shipped, rendered):

