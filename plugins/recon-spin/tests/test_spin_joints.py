@@ -13,7 +13,7 @@ from recon_core.assets import assets
 from recon_core.skeletons import LSP14
 from recon_core.structures import BodyParameters, Camera, LossValue
 from recon_spin.label_photos import label
-from recon_spin.lifting import MARGIN, NOISE, people_in_crops
+from recon_spin.lifting import MARGIN, NOISE, SHIFT, people_in_crops
 from recon_spin.method import SPIN, SPINConfig
 from recon_spin.pooling import JointPooling, map_error
 from recon_spin.regressor import IterativeRegressor
@@ -121,6 +121,8 @@ def test_drawn_people_are_in_their_crops_and_their_joints_where_the_camera_sees_
     torch.testing.assert_close(points, batch["keypoints2d"], atol=1e-2, rtol=0)
     span = (points.amax(1) - points.amin(1)).amax(1)
     assert ((160 / span > 0.99 * MARGIN[0]) & (160 / span < 1.01 * MARGIN[1])).all()
+    middle = (points.amin(1) + points.amax(1)) / 2 / 160 - 0.5
+    assert 0.5 * SHIFT / MARGIN[1] < middle.abs().max() < 1.01 * SHIFT / MARGIN[0]
     noise = (batch["points"] - points / 160).std((1, 2))
     assert noise.min() < 2 * NOISE[0]
     assert 0.6 * NOISE[1] < noise.max() < 1.5 * NOISE[1]
