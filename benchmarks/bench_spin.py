@@ -99,7 +99,7 @@ def with_detected_boxes(photos: LSPExtendedDataset) -> None:
     for item in photos.items:
         people = detector.detect(load_image(photos.folder / item["image"]).pixels)
         if people:
-            item["box"] = tuple(torch.as_tensor(people[0].box).flatten().tolist())
+            item["box"] = people[0].box
 
 
 def shipped(method: SPIN, data: Path, people: int, street: Path | None) -> None:

@@ -14,8 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from recon_core.errors import ReconError, TrainingError
 from recon_core.images import load_image
 from recon_core.plugins import registry
 from recon_core.skeletons import LSP14
@@ -26,10 +25,10 @@ SURE = 0.5
 
 def label(photos: Path, out: Path, fewest: int = 10) -> int:
     """Label the photos of a folder. fewest: least number of joints seen in a photo that is kept. Returns how many
-    photos were kept."""
+    photos were kept. Raises TrainingError for an index that is not of this layout, InputError for a damaged photo."""
     detector = registry().create("detector", "blazepose")
     kept: list[dict[str, Any]] = []
-    for item in json.loads((photos / "index.json").read_text(encoding="utf-8"))["items"]:
+    for item in _items(photos / "index.json"):
         path = photos / item["image"]
         pixels = load_image(path).pixels
         people = detector.detect(pixels)
@@ -49,7 +48,7 @@ def label(photos: Path, out: Path, fewest: int = 10) -> int:
                 "image": os.path.relpath(path, out),
                 "split": item["split"],
                 "joints": joints,
-                "box": [round(number, 2) for number in torch.as_tensor(people[0].box).flatten().tolist()],
+                "box": [round(number, 2) for number in people[0].box],
                 "crop_xyxy_in_source": [0, 0, width, height],
                 "source_size": [width, height],
                 "resize_factor": 1.0,
@@ -61,12 +60,26 @@ def label(photos: Path, out: Path, fewest: int = 10) -> int:
     return len(kept)
 
 
+def _items(file: Path) -> list[dict[str, Any]]:
+    try:
+        items = json.loads(file.read_text(encoding="utf-8"))["items"]
+        for item in items:
+            if missing := [name for name in ("id", "image", "split") if name not in item]:
+                raise ValueError(f"an item has no {missing[0]}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{file}: not an index of photos: items with id, image and split ({error})") from None
+    return items
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with an index.json, such as that of ccp")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    print(f"{label(options.photos, options.out)} photos labelled")
+    try:
+        print(f"{label(options.photos, options.out)} photos labelled")
+    except ReconError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

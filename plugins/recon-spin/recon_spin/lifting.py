@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recon_core.structures import Camera
-from recon_std.synthetic.keypoints import KeypointSampler
+from recon_std.synthetic.keypoints import KeypointSampler, framing_camera
 
 MARGIN = (1.0, 1.65)
 """Side of the crop over the longer side of the joints' box: what the augmented crops of photos have."""
@@ -30,12 +29,7 @@ def people_in_crops(sampler: KeypointSampler, count: int, size: int, generator: 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
-    rays = joints[..., :2] / joints[..., 2:].clamp_min(0.1)
-    low, high = rays.amin(1), rays.amax(1)
-    side = (high - low).amax(-1)
-    focal = size / (side * uniform(*MARGIN))
-    center = (low + high) / 2 + side[:, None] * uniform(-SHIFT, SHIFT, 2)
-    camera = Camera.perspective(focal, (size, size), size / 2 - focal[:, None] * center)
+    camera = framing_camera(joints, size, margin=uniform(*MARGIN), offset=uniform(-SHIFT, SHIFT, 2))
     points = camera.project(joints)
     noise = torch.exp(uniform(*(torch.tensor(NOISE).log().tolist()), 1, 1))
     return {

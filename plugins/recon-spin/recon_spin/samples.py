@@ -66,22 +66,17 @@ class Parts(nn.Module):
         return self
 
 
+HeldOut = dict[str, dict[str, Any]]
+"""Held-out subjects of each source: the fields of a batch, with "features" in the image's place."""
+
+
 @dataclass(frozen=True)
 class Data:
-    """mixture: what the samples are drawn from. people: who is rendered in it. tests: the held-out subjects."""
+    """mixture: what the samples are drawn from. people: who is rendered in it. tests: held-out subjects."""
 
     mixture: Mixture
     people: KeypointSampler
     tests: HeldOut
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out subjects: the fields of a batch, with "features" in the image's place."""
-
-    rendered: dict[str, Any]
-    photos: dict[str, Any]
-    street: dict[str, Any] | None = None
 
 
 def data_of(config: TrainConfig, first: Parts, photos: Path, mocap: Path, street: Path | None) -> Data:
@@ -102,13 +97,13 @@ def data_of(config: TrainConfig, first: Parts, photos: Path, mocap: Path, street
         sources.append(Source(name, train, share))
         tests[name] = photographed_people(val)
     mixture = Mixture(sources, DRAWN, config.seed)
-    held_out = HeldOut(**{name: with_features(first, batch) for name, batch in tests.items()})
+    held_out = {name: with_features(first, batch) for name, batch in tests.items()}
     return Data(mixture, rendered.sampler.people, held_out)
 
 
 def draw_samples(config: TrainConfig, first: Parts, mixture: Mixture, file: Path) -> dict[str, Any]:
     """The training samples: fields of a batch (recon_core.datasets.Mixture), all in one, without their images."""
-    drawn_by = {"seed", "samples", "photos", "street", "rotation", "shift", "any_orientation", "frozen_blocks"}
+    drawn_by = {"seed", "samples", "rotation", "shift", "any_orientation", "frozen_blocks"}
     shares = {source.name: source.weight for source in mixture.sources}
     drawn = config.model_dump(include=drawn_by) | {"crop_size": config.spin.crop_size, "shares": shares}
     made_of = json.dumps(drawn, sort_keys=True)

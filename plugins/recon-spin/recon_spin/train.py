@@ -27,15 +27,7 @@ from recon_core.training.checkpoints import load_weights
 from recon_spin.evaluation import errors_2d, errors_3d
 from recon_spin.lifting import people_in_crops
 from recon_spin.method import SPIN, in_crop, load_imagenet
-from recon_spin.samples import (
-    HeldOut,
-    Parts,
-    Truth,
-    batch_of,
-    data_of,
-    draw_samples,
-    without_truth,
-)
+from recon_spin.samples import HeldOut, Parts, Truth, batch_of, data_of, draw_samples, without_truth
 from recon_spin.settings import TrainConfig
 from recon_spin.weights import save_method
 from recon_std.bodies import load_body
@@ -211,9 +203,7 @@ def figures(method: SPIN, frozen_blocks: int, tests: HeldOut) -> dict[str, float
     assert body is not None
     parts = Parts(method, frozen_blocks).eval()
     values: dict[str, Tensor] = {}
-    for name, batch in vars(tests).items():
-        if batch is None:
-            continue
+    for name, batch in tests.items():
         found = in_crop(parts(batch["features"]), batch["K"], size)
         if "pose" in batch:
             truth = BodyParameters(batch["pose"], batch["betas"], batch["translation"])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from recon_core.assets import assets
+from recon_core.errors import TrainingError
 from recon_core.skeletons import LSP14
 from recon_core.structures import BodyParameters, Camera, LossValue
 from recon_spin.label_photos import label
@@ -165,3 +166,12 @@ def test_photos_are_labelled_by_the_detector_and_those_without_a_person_left_out
     assert not seen[LSP14.index("head_top")]
     assert seen[LSP14.index("left_shoulder")]
     assert ((subject["keypoints2d"][seen > 0] > 0) & (subject["keypoints2d"][seen > 0] < 64)).all()
+
+
+def test_an_index_that_cannot_be_labelled_is_one_line(tmp_path: Path):
+    with pytest.raises(TrainingError, match=r"index\.json: not an index of photos.*No such file"):
+        label(tmp_path, tmp_path / "out")
+    (tmp_path / "index.json").write_text('{"items": [{"id": "a", "split": "train"}]}')
+    with pytest.raises(TrainingError, match="an item has no image"):
+        label(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from recon_core.training import TrainingSettings, train
 from recon_spin import supervision
 from recon_spin.best_fits import BestFits, Fits
 from recon_spin.method import SPIN, SPINConfig
-from recon_spin.samples import HeldOut, Parts, batch_of, with_features, without_truth
+from recon_spin.samples import Parts, batch_of, with_features, without_truth
 from recon_spin.settings import TrainConfig
 from recon_spin.train import Training, new_method
 from recon_std.bodies import load_body
@@ -209,7 +209,7 @@ def test_a_copied_training_goes_on_as_the_first_and_the_loop_is_all_that_differs
     first = Parts(method, config.frozen_blocks).eval()
     samples = with_features(first, _batch(pictures))
     method.supervisor.populate(Mixture([Source("photos", pictures)], 8))
-    tests = HeldOut(with_features(first, _batch(Pictures(with_truth=True))), samples)
+    tests = {"rendered": with_features(first, _batch(Pictures(with_truth=True))), "photos": samples}
     one = Training(config, method)
     assert [line["step"] for line in one.run(config.shared_steps, samples, tests)] == [0, 1]
     same, loop = (one.copied(in_loop) for in_loop in (False, True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from recon_core.geometry.rotations import axis_angle_to_matrix, quaternion_to_matrix
 from recon_core.interfaces import BodyModel, Settings
 from recon_core.skeletons import SMPL24
-from recon_core.structures import Batched, BodyParameters
+from recon_core.structures import Batched, BodyParameters, Camera
 from recon_std.encoders.keypoints import JOINTS, KeypointView, joint_rows, view_of_rays
 from recon_std.synthetic.detection import DetectorErrors, GaussianErrors
 from recon_std.synthetic.random import Source, rand, randint, randn
@@ -192,6 +192,22 @@ class KeypointSampler:
         return BodyParameters(pose, betas, pelvis - self.body.rest_joints(betas)[:, 0]), half
 
 
+def framing_camera(
+    points: Float[Tensor, "B N 3"], size: int, margin: Float[Tensor, " B"], offset: Float[Tensor, "B 2"]
+) -> Camera:
+    """A camera at the origin whose square picture, `size` pixels wide, frames points of its frame.
+
+    margin: side of the picture over the longer side of the points' box. offset: of the picture's centre from the box's,
+    in longer sides.
+    """
+    rays = points[..., :2] / points[..., 2:].clamp_min(0.1)
+    low, high = rays.amin(1), rays.amax(1)
+    side = (high - low).amax(-1)
+    center = (low + high) / 2 + offset * side[:, None]
+    focal = size / (side * margin)
+    return Camera.perspective(focal, (size, size), size / 2 - focal[:, None] * center)
+
+
 def canonical_joints(body_model: BodyModel, body: BodyParameters, source: str) -> Float[Tensor, "B J 3"]:
     """`JOINTS` of bodies by the definitions of skeleton `source`; zeros, one metre ahead, where it has none."""
     rows, columns = joint_rows(source)
@@ -213,9 +229,7 @@ def _longer_side(points: Float[Tensor, "B J 2"], known: Bool[Tensor, "B J"]) -> 
     return (high - low).amax(-1)
 
 
-def _raise_collars(
-    pose: Float[Tensor, "B 24 3 3"], amount: float, generator: Source
-) -> Float[Tensor, "B 24 3 3"]:
+def _raise_collars(pose: Float[Tensor, "B 24 3 3"], amount: float, generator: Source) -> Float[Tensor, "B 24 3 3"]:
     """Give the collars a share of each upper arm's elevation, which the capture puts on the shoulder alone.
 
     A raised arm takes its shoulder with it (the scapula gives about a third of the elevation); the upper arm keeps

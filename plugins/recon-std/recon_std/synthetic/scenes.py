@@ -16,7 +16,7 @@ from recon_core.structures import Batched, BodyParameters, Camera, Mesh
 from recon_std.bodies.smpl import SMPLBody
 from recon_std.synthetic.backgrounds import random_backgrounds
 from recon_std.synthetic.clothing import Wardrobe
-from recon_std.synthetic.keypoints import KeypointSampler
+from recon_std.synthetic.keypoints import KeypointSampler, framing_camera
 from recon_std.synthetic.random import RowGenerators, Source, rand, randint, randn
 
 Backgrounds = Callable[[int, tuple[int, int], Source], Tensor]
@@ -234,13 +234,7 @@ class SceneSampler:
 
     def _camera(self, vertices: Float[Tensor, "B V 3"], draw: Draw) -> Camera:
         """A camera at the origin whose square picture frames these bodies as drawn."""
-        size = self.config.size
-        rays = vertices[..., :2] / vertices[..., 2:].clamp_min(0.1)
-        low, high = rays.amin(1), rays.amax(1)
-        side = (high - low).amax(-1)
-        center = (low + high) / 2 + draw.offset * side[:, None]
-        focal = size / (side * draw.margin)
-        return Camera.perspective(focal, (size, size), size / 2 - focal[:, None] * center)
+        return framing_camera(vertices, self.config.size, draw.margin, draw.offset)
 
     def _light(self, count: int, generator: Source) -> Float[Tensor, "B 9 3"]:
         """A lamp anywhere above (y down: negative) or beside the camera, of random strength and tint."""

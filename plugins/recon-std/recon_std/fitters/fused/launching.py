@@ -21,7 +21,7 @@ def prepare(dtype: torch.dtype) -> None:
 
 
 def fused(objective: Objective, start: Variables, iterations: int, tolerance: float) -> Minimum:
-    """`levenberg_marquardt.minimise` of an objective that `fits`, on the device of `start`."""
+    """`levenberg_marquardt.minimise` of an objective that `fits`, on a CPU."""
     N, S = start.betas.shape
     device, dtype = start.betas.device, start.betas.dtype
     t = types(dtype)
@@ -30,8 +30,8 @@ def fused(objective: Objective, start: Variables, iterations: int, tolerance: fl
     energy = torch.empty_like(numbers[:, 0])
     steps, converged = (torch.empty(N, dtype=kind, device=device) for kind in (torch.int64, torch.bool))
     # A launch on a CPU takes its people one by one: every so many-th, so that the threads end about together.
-    launches, slots = (min(torch.get_num_threads(), N), torch.get_num_threads()) if device.type == "cpu" else (1, N)
-    shared = structures(objective, start.betas, slots)
+    launches = max(1, min(torch.get_num_threads(), N))
+    shared = structures(objective, start.betas, slots=launches)
     found = [
         wp.from_torch(numbers, dtype=t.row),
         wp.from_torch(roots, dtype=t.mat33),
